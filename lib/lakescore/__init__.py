@@ -1,0 +1,59 @@
+"""lakescore scores the text of Delta tables with Hugging Face models, on Spark.
+
+The public names are imported when they are first used: `import lakescore` is quick, and loads
+neither torch nor pyspark.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lakescore._version import __version__
+
+if TYPE_CHECKING:
+    from lakescore.config import JobConfig
+    from lakescore.errors import (
+        ConfigError,
+        DataError,
+        LakescoreError,
+        ModelError,
+        SetupError,
+        TableError,
+    )
+    from lakescore.frame import score
+    from lakescore.job import RunSummary, score_table
+    from lakescore.udf import entities, sentiment
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "JobConfig",
+    "LakescoreError",
+    "ModelError",
+    "RunSummary",
+    "SetupError",
+    "TableError",
+    "__version__",
+    "entities",
+    "score",
+    "score_table",
+    "sentiment",
+]
+
+_MODULE_OF = {
+    "JobConfig": "config",
+    "RunSummary": "job",
+    "score_table": "job",
+    "score": "frame",
+    "entities": "udf",
+    "sentiment": "udf",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'lakescore' has no attribute {name!r}")
+    return getattr(import_module(f"lakescore.{_MODULE_OF.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

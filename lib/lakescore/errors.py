@@ -1,0 +1,36 @@
+"""Every exception that lakescore raises on purpose; each message names the thing, value and remedy.
+
+    LakescoreError
+    ├── ConfigError     a job's configuration is wrong; raised before anything runs
+    ├── ModelError      a model cannot be resolved, is unsafe, or does not fit its task
+    ├── TableError      a source or target table is missing or has the wrong shape
+    ├── DataError       labelled data for fine-tuning or evaluation is malformed
+    └── SetupError      something around lakescore is missing: Java, Spark, Delta, a session
+
+A row that cannot be scored is never an exception: it is a value, `error.code`, in the target.
+No message ever contains the text of a row.
+"""
+
+
+class LakescoreError(Exception):
+    """The root: catch it to catch whatever lakescore raises on purpose."""
+
+
+class ConfigError(LakescoreError):
+    """Raised while a configuration is read, before any table or model is touched."""
+
+
+class ModelError(LakescoreError):
+    """Raised on the driver when a model reference is resolved, checked or loaded."""
+
+
+class TableError(LakescoreError):
+    """Raised before scoring starts, when a source or target table does not fit the job."""
+
+
+class DataError(LakescoreError):
+    """Raised by evaluation and fine-tuning when labelled rows are not what they should be."""
+
+
+class SetupError(LakescoreError):
+    """Raised when the machine or the session lacks something; the message names the remedy."""
