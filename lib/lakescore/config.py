@@ -1,0 +1,211 @@
+"""What a job is: strict, frozen settings, read from YAML and `--set key=value`."""
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lakescore.errors import ConfigError
+
+
+class Strict(BaseModel):
+    """A group of settings: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply `key.path=value` overrides, and check every key and value.
+
+        Raises:
+            ConfigError: the file cannot be read, a key is unknown or a value does not fit.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError(f"{path}: {reason}; name a YAML file that can be read") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise ConfigError(f"{path}{where}: not valid YAML; see conf/ for examples") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: holds no keys; see conf/ for examples")
+        for override in overrides:
+            _apply(values, override)
+        return cls.parse(values, origin=str(path))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, origin: str = "config") -> Self:
+        """Check `values` as settings; `origin` names them in errors.
+
+        Raises:
+            ConfigError: one line for each key or value that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [f"{origin}: {_explain(problem, cls)}" for problem in error.errors()]
+            raise ConfigError("\n".join(problems)) from None
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class SourceConfig(Strict):
+    """The table to read. A table is a name (`catalog.schema.table`), or a path with a slash."""
+
+    table: Name | None = None
+    """The Delta table to score; needed by the job, not by `lakescore.score(df, config)`."""
+    key: Names = ()
+    """The column or columns that identify a row; needed by the job."""
+    text: Name = "text"
+    """The column to score."""
+    columns: Names | None = None
+    """The columns to carry into the target besides the key; all of them if not given."""
+    max_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    """About how many bytes of source files one micro-batch reads; a file is never divided."""
+    partitions: Annotated[int, Field(ge=1)] | None = None
+    """Tasks that a micro-batch is divided into; by default four for each that can run at once."""
+
+
+class TargetConfig(Strict):
+    """The table to append to."""
+
+    table: Name | None = None
+    """The Delta table to write; created if it is not there."""
+    checkpoint: Name | None = None
+    """Where Spark remembers what was read. By default beside a target that is named by path;
+    a target named by catalog needs one, on a Volume for instance."""
+
+
+class EntitiesConfig(Strict):
+    """Named entities by a token-classification model."""
+
+    model: Name
+    """A folder, `org/name@revision` on the Hub, `models:/name@alias` or `runs:/id/path`."""
+    aggregation: Literal["simple", "first", "average", "max"] = "first"
+    """How the tokens of a word agree, as in transformers' pipeline; `simple` takes each token
+    for itself and may split words."""
+
+
+class SentimentConfig(Strict):
+    """Sentiment, or any other label of a whole text, by a sequence-classification model."""
+
+    model: Name
+    """A folder, `org/name@revision` on the Hub, `models:/name@alias` or `runs:/id/path`."""
+
+
+class TasksConfig(Strict):
+    """What to find in each text; at least one."""
+
+    entities: EntitiesConfig | None = None
+    sentiment: SentimentConfig | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "TasksConfig":
+        if self.entities is None and self.sentiment is None:
+            raise ValueError("names no task; give entities, sentiment or both")
+        return self
+
+
+class EncodingConfig(Strict):
+    """How texts go through the models."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """float32 equals transformers' pipeline; auto takes bfloat16 where the hardware has it."""
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in one forward pass, padding included; 2048 on a CPU and 65536 on a GPU by default."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Tokens in one window, special ones included; the model's own limit by default."""
+    stride: Annotated[int, Field(ge=0)] = 64
+    """Tokens that two windows of a long text share; at most half a window."""
+    long_text: Literal["window", "reject"] = "window"
+    """What happens to a text over `max_length`: windows over all of it, or the error too_long."""
+
+
+class MlflowConfig(Strict):
+    """Where runs are recorded and models found."""
+
+    tracking_uri: Name | None = None
+    """MLflow's store; MLflow's own setting if not given (the workspace, on Databricks)."""
+    registry_uri: Name | None = None
+    """The model registry; MLflow's own setting if not given."""
+    experiment: Name | None = None
+    """The experiment's name; MLflow's own setting if not given."""
+
+
+class JobConfig(Strict):
+    """One job: a source, a target, the tasks between them."""
+
+    source: SourceConfig = SourceConfig()
+    target: TargetConfig = TargetConfig()
+    tasks: TasksConfig
+    encoding: EncodingConfig = EncodingConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    report: Name | None = None
+    """Where the job writes its HTML report; none if not given."""
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"--set {override!r}: not of the form key=value; as in target.table=out")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {name}: {text!r} is not a YAML value; quote it") from error
+    *parents, last = name.split(".")
+    for depth, parent in enumerate(parents):
+        below = values.setdefault(parent, {})
+        if below is None:
+            below = values[parent] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"--set {name}: {'.'.join(parents[: depth + 1])!r} is the value {below!r}, "
+                "not a group of keys; set the whole of it"
+            )
+        values = below
+    values[last] = value
+
+
+def _explain(problem: Any, model: type[Strict]) -> str:
+    """One line for one of pydantic's findings: the key, its value, what is possible."""
+    where = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        known = list(_group(model, where[:-1]).model_fields)
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"unknown key {key!r}; known: {', '.join(known)}{hint}"
+    if problem["type"] == "missing":
+        return f"{key!r} is missing; give it a value"
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key!r} {reason}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        known = list(_group(model, where).model_fields)
+        return f"{key!r} is {problem['input']!r}, not a group of keys; known: {', '.join(known)}"
+    return f"{key!r} is {problem['input']!r}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _group(model: type[Strict], where: Sequence[str]) -> type[Strict]:
+    """The settings class that the key path `where` leads to."""
+    for name in where:
+        annotation: Any = model.model_fields[name].annotation
+        if get_origin(annotation) in (Union, types.UnionType):
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+        model = annotation
+    return model

@@ -1,0 +1,297 @@
+"""A model on one device: windows of tokens in, labels and scores out, in the memory there is."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lakescore.batching import pack
+from lakescore.text import ErrorCode, RowError, Windows
+from lakescore.tokens import Batch, Tokenizer, Tokens, collate
+
+if TYPE_CHECKING:
+    import torch
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+# Tokens in one forward pass, padding included, where the job does not say: small batches stay in
+# a CPU's caches, a GPU wants many. `make bench-encoder` shows others.
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65_536}
+MAX_ROWS = 4096
+UNLIMITED = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a model says of some windows: an array or two of one row per target.
+
+    A target is a token (token classification; all tokens of `Tokens`, in order) or a window
+    (sequence classification). `arrays` is `(label, probability)` of the best label, or `(logits,)`
+    of shape (targets, labels). Values of texts in `failed` mean nothing.
+    """
+
+    arrays: tuple[npt.NDArray[Any], ...]
+    failed: dict[int, RowError]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that one call of `Encoder.score` reads."""
+
+    tokenizer: Tokenizer
+    tokens: Tokens
+    windows: Windows
+    top: bool
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load a snapshot's fast tokenizer, configured just as transformers' pipelines have it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
+    return Tokenizer(
+        tokenizer.backend_tokenizer,
+        pad_id=tokenizer.pad_token_id,
+        unknown_id=tokenizer.unk_token_id,
+        max_length=int(min(tokenizer.model_max_length, UNLIMITED)),
+        pads_left=tokenizer.padding_side == "left",
+    )
+
+
+class Encoder:
+    """A snapshot's model, loaded on one device.
+
+    `max_length` counts the tokens of one window, special ones included. `token_budget` shrinks
+    for good when memory runs out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str,
+        dtype: Dtype,
+        token_budget: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._folder = folder
+        self.device = torch.device(device)
+        self.dtype_name = resolve_dtype(dtype, self.device)
+        self.model = self._load(self.dtype_name)
+        self.is_token_model = _is_token_model(self.model.config)
+        self.max_length = _max_positions(self.model)
+        self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        self._exact: Any = None
+
+    def _load(self, dtype: str) -> Any:
+        import torch
+        from transformers import (
+            AutoConfig,
+            AutoModelForSequenceClassification,
+            AutoModelForTokenClassification,
+        )
+
+        config = AutoConfig.from_pretrained(str(self._folder), trust_remote_code=False)
+        auto: Any = AutoModelForSequenceClassification
+        if _is_token_model(config):
+            auto = AutoModelForTokenClassification
+        model = auto.from_pretrained(
+            str(self._folder),
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        # Not by an argument, whose name and default ("auto" since 5.0) differ between versions.
+        return model.eval().to(self.device, getattr(torch, dtype))
+
+    def score(self, tokenizer: Tokenizer, tokens: Tokens, windows: Windows, *, top: bool) -> Scores:
+        """Run all windows; `top` asks for the best label and its probability instead of logits.
+
+        Memory running out halves the batches, down to one window, whose text then fails alone.
+        A text whose logits are not finite is run again in float32 before it fails.
+        """
+        job = Job(tokenizer, tokens, windows, top)
+        if self.is_token_model:
+            row_of_target = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
+        else:
+            row_of_target = windows.row
+        arrays = self._empty(len(row_of_target), top=top)
+        failed: dict[int, RowError] = {}
+
+        not_finite = self._run(self.model, job, np.arange(len(windows.row)), arrays, failed)
+        rows = np.unique(row_of_target[not_finite])
+        if len(rows) and self.dtype_name != "float32":
+            if self._exact is None:
+                self._exact = self._load("float32")
+            again = np.flatnonzero(np.isin(windows.row, rows))
+            not_finite = self._run(self._exact, job, again, arrays, failed)
+            rows = np.unique(row_of_target[not_finite])
+        for row in rows.tolist():
+            detail = f"the model's logits are not finite (in {self.dtype_name}, then in float32)"
+            failed.setdefault(row, RowError(ErrorCode.NON_FINITE, detail))
+        return Scores(arrays, failed)
+
+    def _empty(self, targets: int, *, top: bool) -> tuple[npt.NDArray[Any], ...]:
+        if top:
+            return np.zeros(targets, np.int64), np.zeros(targets, np.float32)
+        return (np.zeros((targets, int(self.model.config.num_labels)), np.float32),)
+
+    def _run(
+        self,
+        model: Any,
+        job: Job,
+        chosen: IntArray,
+        arrays: tuple[npt.NDArray[Any], ...],
+        failed: dict[int, RowError],
+    ) -> IntArray:
+        """Write the results of the `chosen` windows into `arrays`; return targets not finite."""
+        import torch
+
+        results, targets = [], []
+        for batch, members, logits in self._passes(model, job, chosen, failed):
+            if self.is_token_model:
+                kept = torch.from_numpy(batch.kept).to(self.device)
+                logits = logits.flatten(0, 1).index_select(0, kept)
+            logits = logits.float()
+            best = logits.softmax(-1).max(-1) if job.top else None
+            found = (logits,) if best is None else (best.indices, best.values)
+            results.append((torch.isfinite(logits).all(-1), *found))
+            targets.append(batch.target if self.is_token_model else members)
+        if not results:
+            return np.zeros(0, np.int64)
+        # One copy for all batches: to copy after each would make a GPU wait for the host.
+        finite, *columns = [torch.cat(c).cpu().numpy() for c in zip(*results, strict=True)]
+        target = np.concatenate(targets)
+        for array, column in zip(arrays, columns, strict=True):
+            array[target] = column
+        return np.asarray(target[~finite])
+
+    def _passes(
+        self, model: Any, job: Job, chosen: IntArray, failed: dict[int, RowError]
+    ) -> "Iterator[tuple[Batch, IntArray, torch.Tensor]]":
+        """Yield (batch, its windows, logits); halve what does not fit, down to one window."""
+        import torch
+
+        lengths = job.windows.lengths[chosen] + job.tokenizer.special_count
+        packs = pack(lengths, max_tokens=self.token_budget, max_rows=MAX_ROWS)
+        waiting = deque(chosen[members] for members in packs)
+        while waiting:
+            members = waiting.popleft()
+            batch = collate(job.tokenizer, job.tokens, job.windows, members)
+            try:
+                with torch.inference_mode():
+                    logits = self._forward(model, batch)
+            except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+                if not _is_out_of_memory(error):
+                    raise
+                size = batch.input_ids.size
+            else:
+                yield batch, members, logits
+                continue
+            # Outside the handler, so that the exception no longer holds on to the tensors.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(members) == 1:
+                detail = f"one window of {size} tokens does not fit on {self.device}"
+                failed[int(job.windows.row[members[0]])] = RowError(ErrorCode.OUT_OF_MEMORY, detail)
+                continue
+            self.token_budget = max(size // 2, 1)
+            log.warning(
+                "out of memory on %s; now %d tokens a batch", self.device, self.token_budget
+            )
+            half = len(members) // 2
+            waiting.extendleft((members[half:], members[:half]))
+
+    def _forward(self, model: Any, batch: Batch) -> "torch.Tensor":
+        import torch
+
+        def put(values: npt.NDArray[Any]) -> torch.Tensor:
+            tensor = torch.from_numpy(values)
+            if self.device.type == "cuda":
+                tensor = tensor.pin_memory()
+            return tensor.to(self.device, non_blocking=True)
+
+        inputs = {"input_ids": put(batch.input_ids)}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = put(batch.attention_mask.astype(np.int64))
+        if batch.type_ids is not None:
+            inputs["token_type_ids"] = put(batch.type_ids)
+        logits: torch.Tensor = model(**inputs).logits
+        return logits
+
+
+def resolve_dtype(dtype: Dtype, device: "torch.device") -> str:
+    """Name the dtype to load in; `auto` is bfloat16 where the hardware has it."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if _cpu_has_bfloat16() else "float32"
+
+
+def device_count() -> int:
+    """Return the number of GPUs that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def device_report() -> list[tuple[str, str]]:
+    """Return (device, what it is) for every device that a worker on this machine could take."""
+    import torch
+
+    has_bfloat16 = "has" if _cpu_has_bfloat16() else "does not have"
+    cpu = f"{torch.backends.cpu.get_cpu_capability()}, {has_bfloat16} bfloat16 instructions"
+    gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    return [("cpu", cpu), *gpus]
+
+
+def _cpu_has_bfloat16() -> bool:
+    import torch
+
+    # torch has no public name for this; a release without this one counts as "no".
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
+def _is_token_model(config: Any) -> bool:
+    return str((config.architectures or [""])[0]).endswith("ForTokenClassification")
+
+
+def _max_positions(model: Any) -> int:
+    """Return how many tokens the model's positions allow.
+
+    A table of positions with a padding index (RoBERTa and its kin) is used from just after it.
+    """
+    limit = int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED)
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            return int(module.num_embeddings - module.padding_idx - 1)
+    return limit
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # On a CPU torch raises a plain RuntimeError.
+    return "can't allocate memory" in str(error)
