@@ -1,0 +1,157 @@
+"""The command line: `lakescore score|evaluate|finetune|register|report|doctor`.
+
+Results go to stdout, the last line as JSON; all else goes to stderr.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lakescore import __version__
+from lakescore.config import JobConfig, MlflowConfig
+from lakescore.errors import LakescoreError
+from lakescore.progress import show_progress
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Command = Callable[..., Any]
+
+SET_OPTION = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the configuration, as in --set target.table=out/scored.",
+)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="lakescore")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (anywhere).")
+def cli(debug: bool) -> None:
+    """Score the text of Delta tables with Hugging Face models, on Spark."""
+    del debug  # `main` has taken it
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def mlflow_options(command: Command) -> Command:
+    """Add the options that say where MLflow's stores are."""
+    for name, text in [
+        ("--experiment", "MLflow's experiment."),
+        ("--registry-uri", "MLflow's model registry."),
+        ("--tracking-uri", "MLflow's store; sqlite:///mlflow.db outside Databricks."),
+    ]:
+        command = click.option(name, default=None, help=text)(command)
+    return command
+
+
+def mlflow_config(
+    tracking_uri: str | None, registry_uri: str | None, experiment: str | None
+) -> MlflowConfig:
+    """Take MLflow's stores from the options; a laptop's store is a file in this folder."""
+    if tracking_uri is None and not on_databricks() and "MLFLOW_TRACKING_URI" not in os.environ:
+        tracking_uri = "sqlite:///mlflow.db"
+    return MlflowConfig(
+        tracking_uri=tracking_uri, registry_uri=registry_uri, experiment=experiment
+    )
+
+
+def on_databricks() -> bool:
+    """Tell whether this process runs on a Databricks cluster."""
+    return "DATABRICKS_RUNTIME_VERSION" in os.environ
+
+
+@contextmanager
+def session() -> Iterator["SparkSession"]:
+    """Use the session that is there, on Databricks or by SPARK_REMOTE; else start a local one."""
+    if on_databricks() or "SPARK_REMOTE" in os.environ:
+        from pyspark.sql import SparkSession
+
+        yield SparkSession.builder.getOrCreate()
+        return
+    from lakescore.session import local_session
+
+    with local_session() as spark:
+        yield spark
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@SET_OPTION
+def score(config: Path, overrides: tuple[str, ...]) -> None:
+    """Score what is new in CONFIG's source table and append it to its target."""
+    from lakescore.job import score_table
+
+    job = JobConfig.load(config, overrides)
+    with session() as spark, show_progress() as progress:
+        summary = score_table(spark, job, now=datetime.now(UTC), progress=progress)
+    click.echo(json.dumps(asdict(summary), ensure_ascii=False))
+
+
+@cli.command()
+@click.option("--model", required=True, help="A folder, or org/name@commit on the Hub.")
+@click.option("--name", required=True, help="The registered model's name.")
+@click.option("--alias", default=None, help="An alias to set on the version, such as champion.")
+@mlflow_options
+def register(model: str, name: str, alias: str | None, **stores: str | None) -> None:
+    """Register a model with MLflow, so that a job can name it as models:/NAME@ALIAS."""
+    from lakescore import tracking
+    from lakescore.snapshot import resolve_any
+
+    at = mlflow_config(**stores)
+    tracking.configure(at.tracking_uri, at.experiment, registry_uri=at.registry_uri)
+    version = tracking.register(resolve_any(model), name=name, alias=alias)
+    click.echo(json.dumps(asdict(version) | {"uri": version.uri}, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path), required=False)
+def doctor(config: Path | None) -> None:
+    """Say what is here and what is missing; CONFIG's models and stores are looked at too."""
+    from lakescore import doctor
+
+    models: dict[Any, str] = {}
+    at = mlflow_config(None, None, None)
+    if config is not None:
+        job = JobConfig.load(config)
+        at = job.mlflow
+        tasks = {"entities": job.tasks.entities, "sentiment": job.tasks.sentiment}
+        models = {name: task.model for name, task in tasks.items() if task is not None}
+    found = doctor.checks(
+        models=models, tracking_uri=at.tracking_uri, registry_uri=at.registry_uri
+    )
+    click.echo(doctor.render(found))
+    sys.exit(doctor.exit_code(found))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error of lakescore's own is a line or two, not a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments  # wherever it stands
+    try:
+        cli([each for each in arguments if each != "--debug"], prog_name="lakescore")
+    except LakescoreError as error:
+        if debug:
+            raise
+        click.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:  # Spark's and MLflow's own, whose tracebacks are pages long
+        if debug:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        click.echo(f"{type(error).__name__}: {first[:500]}\n--debug shows all of it", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Whole tables: every row of a DataFrame in, the same row with its results out."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lakescore.config import JobConfig
+from lakescore.errors import TableError
+from lakescore.plan import Plan, load, make_plan
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+
+# Columns that scoring adds, besides `Plan.result_columns`.
+ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at"))
+
+
+def score(df: "DataFrame", config: JobConfig) -> "DataFrame":
+    """Return `df` with a column per task, and the columns `n_tokens`, `error` and `model`.
+
+    All tasks are scored in one pass. `error` (code, detail) is null for a row that was scored;
+    for one that could not be, the tasks' columns are. Of `config`, `source.table` and `target`
+    are not read.
+
+    Raises:
+        ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
+        TableError: a column is missing, is not text, or has a name that scoring needs.
+    """
+    return score_with(make_plan(df.sparkSession, config.tasks, config.encoding), df, config)
+
+
+def score_with(
+    plan: Plan, df: "DataFrame", config: JobConfig, *, rows_done: Any = None
+) -> "DataFrame":
+    """Score as `score` does, by models that are resolved already.
+
+    `rows_done` is a Spark accumulator, or None: it shows progress, and counts rows of a task that
+    was repeated again.
+    """
+    from pyspark.sql import functions as F
+    from pyspark.sql.pandas.types import from_arrow_type
+    from pyspark.sql.types import StructField, StructType
+
+    carried = _carried(df, config, plan)
+    text = config.source.text
+    chosen = df.select(*(_column(name) for name in dict.fromkeys([*carried, text])))
+    schema = StructType(
+        [chosen.schema[name] for name in carried]
+        + [StructField(name, from_arrow_type(kind)) for name, kind in plan.result_columns]
+    )
+    scored = chosen.mapInArrow(_batch_function(plan, text, carried, rows_done), schema)
+    versions = [
+        F.lit(value) for each in plan.tasks for value in (each.task.name, each.snapshot.version)
+    ]
+    return scored.withColumn("model", F.create_map(*versions))
+
+
+def _column(name: str) -> "Column":
+    from pyspark.sql import functions as F
+
+    return F.col("`" + name.replace("`", "``") + "`")  # a name may hold a dot
+
+
+def _carried(df: "DataFrame", config: JobConfig, plan: Plan) -> list[str]:
+    """Return the columns of `df` to keep, having checked that all that is needed is there."""
+    source = config.source
+    types = dict(df.dtypes)
+    wanted = df.columns if source.columns is None else source.columns
+    carried = list(dict.fromkeys([*source.key, *wanted]))
+    for setting, name in [
+        *(("source.key", name) for name in source.key),
+        ("source.text", source.text),
+        *(("source.columns", name) for name in source.columns or ()),
+    ]:
+        if name not in types:
+            raise TableError(f"{setting}: no column {name!r}; there are {', '.join(df.columns)}")
+    if types[source.text] not in ("string", "binary"):
+        raise TableError(
+            f"source.text: column {source.text!r} is {types[source.text]}, not string; cast it"
+        )
+    made = {name for name, _ in plan.result_columns} | ADDED_COLUMNS
+    if taken := [name for name in carried if name.lower() in made]:
+        raise TableError(
+            f"source column {taken[0]!r} has the name of a column that scoring adds; rename it, "
+            "or leave it out of source.columns"
+        )
+    return carried
+
+
+def _batch_function(
+    plan: Plan, text: str, carried: list[str], rows_done: Any
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the function for `mapInArrow`: `carried` columns, then `plan.result_columns`.
+
+    Every row that goes in comes out, in its place.
+    """
+
+    def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        waiting: deque[pa.RecordBatch] = deque()
+
+        def texts() -> Iterator[pa.Array]:
+            for batch in batches:
+                waiting.append(batch)
+                yield batch.column(text)
+
+        for results in load(plan).score(texts()):
+            batch = waiting.popleft()
+            columns = [batch.column(name) for name in carried]
+            columns += [*results.columns.values(), results.n_tokens, results.error]
+            if len(results.n_tokens) != batch.num_rows:
+                raise AssertionError(f"{len(results.n_tokens)} rows out of {batch.num_rows}")
+            names = carried + [name for name, _ in plan.result_columns]
+            if rows_done is not None:
+                rows_done.add(batch.num_rows)
+            yield pa.RecordBatch.from_arrays(columns, names=names)
+        if waiting:
+            raise AssertionError(f"{len(waiting)} Arrow batches were not scored")
+
+    return score_batches

@@ -1,0 +1,121 @@
+"""What is counted while rows are written: expressions that Spark observes, and their sums."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lakescore.tasks import Task
+from lakescore.tasks.entities import Entities
+from lakescore.tasks.sentiment import Sentiment
+from lakescore.text import ErrorCode
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column
+
+# The name of the observation in a query's progress.
+OBSERVATION = "lakescore"
+ROWS, TOKENS = "rows", "tokens"
+
+
+def observations(tasks: list[Task]) -> "list[Column]":
+    """Return aggregates over the scored rows, all of them sums: of counts, and of scores.
+
+    Their names are MLflow's, where a slash makes a group: `errors/<code>`, `entities/<type>`,
+    `entities_score_sum`, `sentiment/<label>`, `sentiment_score_sum`.
+    """
+    from pyspark.sql import functions as F
+
+    error = F.col("error.code")
+    sums = {ROWS: F.count(F.lit(1)), TOKENS: F.sum("n_tokens")}
+    sums |= {f"errors/{code}": F.count_if(error == F.lit(code)) for code in ErrorCode}
+    for task in tasks:
+        if isinstance(task, Entities):
+            sums |= _entity_sums(task)
+        elif isinstance(task, Sentiment):
+            sums |= _sentiment_sums(task)
+    return [
+        F.coalesce(value, F.lit(0)).cast("double").alias(metric_name(name))
+        for name, value in sums.items()
+    ]
+
+
+def _entity_sums(task: Entities) -> "dict[str, Column]":
+    from pyspark.sql import functions as F
+
+    def count_of(group: str) -> "Column":
+        return F.sum(F.size(F.filter(task.name, lambda one: one["entity_group"] == group)))
+
+    def add(total: "Column", one: "Column") -> "Column":
+        return total + one["score"].cast("double")
+
+    sums = {f"{task.name}/{group}": count_of(group) for group in task.types}
+    sums[f"{task.name}_score_sum"] = F.sum(F.aggregate(task.name, F.lit(0.0), add))
+    return sums
+
+
+def _sentiment_sums(task: Sentiment) -> "dict[str, Column]":
+    from pyspark.sql import functions as F
+
+    if task.is_multi_label:
+        # All labels come in the model's order: the share of a label is its mean probability.
+        return {
+            f"{task.name}/{label}": F.sum(F.col(task.name)[nth]["score"])
+            for nth, label in enumerate(task.labels)
+        }
+    label, score = F.col(f"{task.name}.label"), F.col(f"{task.name}.score")
+    sums = {f"{task.name}/{name}": F.count_if(label == F.lit(name)) for name in task.labels}
+    return sums | {f"{task.name}_score_sum": F.sum(score)}
+
+
+def metric_name(name: str) -> str:
+    """Return `name` with what MLflow does not take in a metric's name made an underscore."""
+    return re.sub(r"[^\w\-. /]", "_", name)
+
+
+@dataclass
+class Totals:
+    """The sums of a run so far, and what follows from them."""
+
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    rows_in: int = 0
+
+    def add(self, observed: Mapping[str, float], *, rows_in: int) -> None:
+        """Add one micro-batch: what was observed of its rows, and how many Spark read."""
+        for name, value in observed.items():
+            self.sums[name] += value
+        self.rows_in += rows_in
+
+    @property
+    def rows(self) -> int:
+        """Rows written."""
+        return int(self.sums[ROWS])
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Rows written with an error, by its code; only codes that occurred."""
+        counts = {str(code): int(self.sums[f"errors/{code}"]) for code in ErrorCode}
+        return {code: count for code, count in counts.items() if count}
+
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """Return what MLflow records, of a run that has taken `seconds` so far."""
+        scored = self.rows - sum(self.failed.values())
+        found = {name: value for name, value in self.sums.items() if not name.endswith("_sum")}
+        entities = self._group("entities/")
+        labels = self._group("sentiment/")
+        found["rows_scored"] = float(scored)
+        found["seconds"] = seconds
+        found["rows_per_second"] = self.rows / max(seconds, 1e-9)
+        found["tokens_per_second"] = self.sums[TOKENS] / max(seconds, 1e-9)
+        if total := sum(entities.values()):
+            found["entities_mean_score"] = self.sums["entities_score_sum"] / total
+        if scored and labels:
+            shares = {name.replace("/", "_share/", 1): n / scored for name, n in labels.items()}
+            found |= shares
+            if "sentiment_score_sum" in self.sums:
+                found["sentiment_mean_score"] = self.sums["sentiment_score_sum"] / scored
+        return found
+
+    def _group(self, prefix: str) -> dict[str, float]:
+        return {name: value for name, value in self.sums.items() if name.startswith(prefix)}

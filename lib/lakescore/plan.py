@@ -1,0 +1,97 @@
+"""From models named in a configuration to a scorer in every worker."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from lakescore.config import EncodingConfig, TasksConfig
+from lakescore.distribute import Shipped, ship, task_device
+from lakescore.encoder import Dtype, Encoder, device_count, load_tokenizer
+from lakescore.scorer import ERROR_TYPE, Limits, LoadedTask, Scorer
+from lakescore.snapshot import Snapshot, resolve
+from lakescore.tasks import Task
+from lakescore.tasks.entities import Entities
+from lakescore.tasks.sentiment import Sentiment
+from lakescore.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# The columns that scoring adds after those of the tasks.
+COMMON_COLUMNS = (("n_tokens", pa.int32()), ("error", ERROR_TYPE))
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task, the snapshot that serves it, and the way of that snapshot to the workers."""
+
+    task: Task
+    snapshot: Snapshot
+    shipped: Shipped
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a worker needs to know; made on the driver, carried in a function's closure."""
+
+    tasks: tuple[PlannedTask, ...]
+    encoding: EncodingConfig
+
+    @property
+    def result_columns(self) -> list[tuple[str, pa.DataType]]:
+        """The columns that scoring adds, with their Arrow types."""
+        return [(each.task.name, each.task.arrow_type) for each in self.tasks] + list(
+            COMMON_COLUMNS
+        )
+
+
+def make_plan(spark: "SparkSession", tasks: TasksConfig, encoding: EncodingConfig) -> Plan:
+    """Resolve the models that `tasks` names, once, and send them to the executors.
+
+    Raises:
+        ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
+    """
+    planned = []
+    if tasks.entities is not None:
+        snapshot = resolve(tasks.entities.model, task="entities")
+        task: Task = Entities(snapshot.labels, aggregation=tasks.entities.aggregation)
+        planned.append(PlannedTask(task, snapshot, ship(spark, snapshot)))
+    if tasks.sentiment is not None:
+        snapshot = resolve(tasks.sentiment.model, task="sentiment")
+        task = Sentiment(snapshot.labels, problem_type=snapshot.problem_type)
+        planned.append(PlannedTask(task, snapshot, ship(spark, snapshot)))
+    return Plan(tuple(planned), encoding)
+
+
+def load(plan: Plan) -> Scorer:
+    """Return the scorer of a plan in this worker, whose models are loaded once for its life."""
+    device, threads = task_device(device_count())
+    encoding = plan.encoding
+    loaded = []
+    for planned in plan.tasks:
+        folder = planned.shipped.folder()
+        encoder = _encoder(folder, device, encoding.dtype, encoding.token_budget, threads)
+        tokenizer = _tokenizer(planned.snapshot.tokenizer_fingerprint, folder)
+        loaded.append(LoadedTask(planned.task, encoder, tokenizer))
+    limits = Limits(encoding.max_length, encoding.stride, encoding.long_text == "reject")
+    return Scorer(loaded, limits)
+
+
+@lru_cache(maxsize=4)
+def _encoder(
+    folder: Path, device: str, dtype: Dtype, token_budget: int | None, threads: int
+) -> Encoder:
+    return Encoder(folder, device=device, dtype=dtype, token_budget=token_budget, threads=threads)
+
+
+_TOKENIZERS: dict[str, Tokenizer] = {}
+
+
+def _tokenizer(fingerprint: str, folder: Path) -> Tokenizer:
+    # Keyed by the tokenizer's files, not by the folder: two models can have the same ones.
+    if fingerprint not in _TOKENIZERS:
+        _TOKENIZERS[fingerprint] = load_tokenizer(folder)
+    return _TOKENIZERS[fingerprint]

@@ -1,0 +1,50 @@
+"""How far a job is: a bar on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import tqdm
+
+Progress = Callable[[int, int], None]
+"""Is told (rows done, rows in all) while a job runs, and once more at its end."""
+
+# A log gets a line this often; a bar moves at every call.
+SECONDS_PER_LINE = 15.0
+
+
+@contextmanager
+def show_progress() -> Iterator[Progress]:
+    """Yield a `Progress` that writes to stderr, as a bar or as lines."""
+    if not sys.stderr.isatty():
+        yield line_progress(time.monotonic)
+        return
+    with tqdm.tqdm(desc="scored", unit=" rows", unit_scale=True, dynamic_ncols=True) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.total = total
+            bar.n = done
+            bar.refresh()
+
+        yield move
+
+
+def line_progress(clock: Callable[[], float]) -> Progress:
+    """Return a `Progress` that prints a line now and then, and always one at the end."""
+    began = said = clock()
+    ended = False
+
+    def say(done: int, total: int) -> None:
+        nonlocal said, ended
+        now = clock()
+        is_end = done >= total
+        if (ended and is_end) or not (is_end or now - said >= SECONDS_PER_LINE):
+            return
+        said, ended = now, is_end
+        rate = done / max(now - began, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if rate and not is_end else ""
+        text = f"scored {done:,} of {total:,} rows, {rate:,.0f} rows/s{left}"
+        print(text, file=sys.stderr, flush=True)
+
+    return say
