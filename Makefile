@@ -53,7 +53,7 @@ bench-encoder: venv ## tokens/s of the encoder alone, without Spark, on DEVICE
 	@$(run) benchmarks/encoder.py --device $(DEVICE) $(ARGS)
 
 clean: ## remove what runs have left, but neither .venv nor .java
-	@rm -rf build dist demo/data reports spark-warehouse metastore_db derby.log mlruns mlartifacts \
+	@rm -rf build dist demo/data reports spark-warehouse spark.log metastore_db derby.log mlruns mlartifacts \
 		mlflow.db* lib/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 

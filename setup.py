@@ -36,7 +36,7 @@ REQUIRES = [
 LOCAL = [
     "delta-spark>=3.3,<4.4",
     "mlflow>=2.21",
-    "pyspark>=3.5,<4.2",
+    "pyspark[connect]>=3.5,<4.2",
 ]
 
 DEV = [

@@ -61,9 +61,7 @@ def mlflow_config(
     """Take MLflow's stores from the options; a laptop's store is a file in this folder."""
     if tracking_uri is None and not on_databricks() and "MLFLOW_TRACKING_URI" not in os.environ:
         tracking_uri = "sqlite:///mlflow.db"
-    return MlflowConfig(
-        tracking_uri=tracking_uri, registry_uri=registry_uri, experiment=experiment
-    )
+    return MlflowConfig(tracking_uri=tracking_uri, registry_uri=registry_uri, experiment=experiment)
 
 
 def on_databricks() -> bool:
@@ -99,6 +97,103 @@ def score(config: Path, overrides: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("table")
+@click.option(
+    "--output",
+    default=Path("reports/report.html"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The HTML file to write.",
+)
+@click.option("--text-column", default="text", show_default=True, help="The column of the texts.")
+@click.option("--key", "keys", multiple=True, help="A column that identifies a row (repeatable).")
+@mlflow_options
+def report(
+    table: str, output: Path, text_column: str, keys: tuple[str, ...], **stores: str | None
+) -> None:
+    """Write one HTML page about TABLE, the target of a score job, by name or path."""
+    from lakescore import tracking
+    from lakescore.report import write_report
+
+    at = mlflow_config(**stores)
+    tracking.configure(at.tracking_uri, at.experiment, registry_uri=at.registry_uri)
+    with session() as spark:
+        path = write_report(spark, table, output, text_column=text_column, key=keys)
+    click.echo(json.dumps({"table": table, "report": str(path)}, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("table")
+@click.option("--model", required=True, help="A folder, org/name@revision, models:/… or runs:/….")
+@click.option("--task", required=True, type=click.Choice(["entities", "sentiment"]))
+@click.option("--tokens-column", default="tokens", show_default=True, help="Entities: the words.")
+@click.option("--tags-column", default="tags", show_default=True, help="Entities: their BIO tags.")
+@click.option("--text-column", default="text", show_default=True, help="Sentiment: the text.")
+@click.option("--label-column", default="label", show_default=True, help="Sentiment: its label.")
+@click.option("--labels", default=None, help="Entities: the types that count, as PER,ORG,LOC.")
+@click.option(
+    "--aggregation",
+    default="first",
+    show_default=True,
+    type=click.Choice(["simple", "first", "average", "max"]),
+    help="Entities: how the tokens of a word agree.",
+)
+@mlflow_options
+def evaluate(
+    table: str,
+    model: str,
+    task: Any,
+    tokens_column: str,
+    tags_column: str,
+    text_column: str,
+    label_column: str,
+    labels: str | None,
+    aggregation: Any,
+    **stores: str | None,
+) -> None:
+    """Compare a model with the labels of TABLE: Delta, or Parquet by its path."""
+    from lakescore import evaluation
+    from lakescore.labelled import ColumnsConfig
+
+    columns = ColumnsConfig(
+        tokens=tokens_column, tags=tags_column, text=text_column, label=label_column
+    )
+    with session() as spark:
+        result = evaluation.evaluate(
+            spark,
+            table,
+            task=task,
+            model=model,
+            columns=columns,
+            types=labels.split(",") if labels else None,
+            aggregation=aggregation,
+            mlflow=mlflow_config(**stores),
+        )
+    figures = result.as_metrics()
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        click.echo(f"{name:<{width}}  {value:,.4f}", err=True)
+    about = {"table": table, "model": result.model, "mlflow_run_id": result.mlflow_run_id}
+    click.echo(json.dumps(about | figures, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@SET_OPTION
+def finetune(config: Path, overrides: tuple[str, ...]) -> None:
+    """Fine-tune an encoder as CONFIG says, and write a checkpoint."""
+    from lakescore.finetune import finetune
+    from lakescore.recipe import FinetuneConfig
+
+    logging.getLogger("lakescore").setLevel(logging.INFO)
+    recipe = FinetuneConfig.load(config, overrides)
+    with session() as spark:
+        result = finetune(spark, recipe)
+    found = asdict(result) | {"output": str(result.output)}
+    click.echo(json.dumps(found, ensure_ascii=False))
+
+
+@cli.command()
 @click.option("--model", required=True, help="A folder, or org/name@commit on the Hub.")
 @click.option("--name", required=True, help="The registered model's name.")
 @click.option("--alias", default=None, help="An alias to set on the version, such as champion.")
@@ -127,9 +222,7 @@ def doctor(config: Path | None) -> None:
         at = job.mlflow
         tasks = {"entities": job.tasks.entities, "sentiment": job.tasks.sentiment}
         models = {name: task.model for name, task in tasks.items() if task is not None}
-    found = doctor.checks(
-        models=models, tracking_uri=at.tracking_uri, registry_uri=at.registry_uri
-    )
+    found = doctor.checks(models=models, tracking_uri=at.tracking_uri, registry_uri=at.registry_uri)
     click.echo(doctor.render(found))
     sys.exit(doctor.exit_code(found))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lakescore.errors import ModelError
 from lakescore.snapshot import Snapshot, open_snapshot
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Shipped:
             folder = _worker_root() / self.fingerprint
             if not folder.is_dir():
                 _unpack(self._archive, folder)
-            open_snapshot(folder)  # checks that the files are those of the fingerprint
+            if open_snapshot(folder).fingerprint != self.fingerprint:
+                raise ModelError(f"{folder}: holds another model than its name says; delete it")
             _OPENED[self.fingerprint] = folder
         return folder
 

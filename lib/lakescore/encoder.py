@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lakescore.batching import pack
+from lakescore.errors import ModelError
 from lakescore.text import ErrorCode, RowError, Windows
 from lakescore.tokens import Batch, Tokenizer, Tokens, collate
 
@@ -108,12 +109,19 @@ class Encoder:
         auto: Any = AutoModelForSequenceClassification
         if _is_token_model(config):
             auto = AutoModelForTokenClassification
-        model = auto.from_pretrained(
+        model, info = auto.from_pretrained(
             str(self._folder),
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        if missing := sorted(info["missing_keys"]):
+            # transformers would fill them with random numbers, and only warn.
+            raise ModelError(
+                f"{self._folder}: its weights lack {missing[0]} ({len(missing)} in all); save "
+                "the fine-tuned model again, with its head"
+            )
         # Not by an argument, whose name and default ("auto" since 5.0) differ between versions.
         return model.eval().to(self.device, getattr(torch, dtype))
 

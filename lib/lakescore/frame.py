@@ -45,13 +45,16 @@ def score_with(
     from pyspark.sql.types import StructField, StructType
 
     carried = _carried(df, config, plan)
-    text = config.source.text
-    chosen = df.select(*(_column(name) for name in dict.fromkeys([*carried, text])))
+    wanted = list(dict.fromkeys([*carried, config.source.text]))
+    chosen = df.select(*(_column(name) for name in wanted))
     schema = StructType(
         [chosen.schema[name] for name in carried]
         + [StructField(name, from_arrow_type(kind)) for name, kind in plan.result_columns]
     )
-    scored = chosen.mapInArrow(_batch_function(plan, text, carried, rows_done), schema)
+    # By position, since mapInArrow cannot find a column whose name holds a dot.
+    numbered = chosen.toDF(*(f"column_{nth}" for nth in range(len(wanted))))
+    score_batches = _batch_function(plan, wanted.index(config.source.text), schema.names, rows_done)
+    scored = numbered.mapInArrow(score_batches, schema)
     versions = [
         F.lit(value) for each in plan.tasks for value in (each.task.name, each.snapshot.version)
     ]
@@ -91,12 +94,15 @@ def _carried(df: "DataFrame", config: JobConfig, plan: Plan) -> list[str]:
 
 
 def _batch_function(
-    plan: Plan, text: str, carried: list[str], rows_done: Any
+    plan: Plan, text: int, names: list[str], rows_done: Any
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the function for `mapInArrow`: `carried` columns, then `plan.result_columns`.
+    """Return the function for `mapInArrow`: carried columns, then `plan.result_columns`.
 
+    `text` is the place of the text among the columns that come in; `names` are those of the
+    columns that go out, of which the carried ones come in, in the same order, before others.
     Every row that goes in comes out, in its place.
     """
+    carried = len(names) - len(plan.result_columns)
 
     def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         waiting: deque[pa.RecordBatch] = deque()
@@ -108,11 +114,10 @@ def _batch_function(
 
         for results in load(plan).score(texts()):
             batch = waiting.popleft()
-            columns = [batch.column(name) for name in carried]
-            columns += [*results.columns.values(), results.n_tokens, results.error]
             if len(results.n_tokens) != batch.num_rows:
                 raise AssertionError(f"{len(results.n_tokens)} rows out of {batch.num_rows}")
-            names = carried + [name for name, _ in plan.result_columns]
+            columns = [*batch.columns[:carried], *results.columns.values()]
+            columns += [results.n_tokens, results.error]
             if rows_done is not None:
                 rows_done.add(batch.num_rows)
             yield pa.RecordBatch.from_arrays(columns, names=names)

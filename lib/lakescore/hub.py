@@ -105,9 +105,9 @@ def _errors_named(reference: str) -> Iterator[None]:
     """Turn what can go wrong between here and the Hub into one line with its remedy."""
     from huggingface_hub import errors
 
-    unreachable: tuple[type[Exception], ...] = (OSError,)  # requests' errors are among them
-    if httpx := sys.modules.get("httpx"):  # what huggingface_hub 1.0 and later use instead
-        unreachable = (*unreachable, httpx.HTTPError)
+    # Its HTTP client differs by version: requests (whose errors are OSErrors), httpx, httpx2.
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    unreachable = (OSError, *(client.HTTPError for client in clients))
     endpoint = _shown_endpoint()
     try:
         yield

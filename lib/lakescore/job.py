@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tables, tracking
@@ -130,5 +131,13 @@ def _params(config: JobConfig, plan: Plan, source_version: int) -> dict[str, obj
 
 
 def _report(spark: "SparkSession", config: JobConfig, target: str, run: tracking.Run) -> str | None:
-    """Write the report where the job says, and log it to MLflow: there, without any text."""
-    return None
+    """Write the report about the whole target, where the job asks for one."""
+    if config.report is None:
+        return None
+    from lakescore.report import write_report
+
+    source = config.source
+    path = write_report(
+        spark, target, Path(config.report), text_column=source.text, key=source.key, log_to=run
+    )
+    return str(path)

@@ -1,7 +1,6 @@
 """What is counted while rows are written: expressions that Spark observes, and their sums."""
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -78,24 +77,24 @@ def metric_name(name: str) -> str:
 class Totals:
     """The sums of a run so far, and what follows from them."""
 
-    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    sums: dict[str, float] = field(default_factory=dict)
     rows_in: int = 0
 
     def add(self, observed: Mapping[str, float], *, rows_in: int) -> None:
         """Add one micro-batch: what was observed of its rows, and how many Spark read."""
         for name, value in observed.items():
-            self.sums[name] += value
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.rows_in += rows_in
 
     @property
     def rows(self) -> int:
         """Rows written."""
-        return int(self.sums[ROWS])
+        return int(self.sums.get(ROWS, 0))
 
     @property
     def failed(self) -> dict[str, int]:
         """Rows written with an error, by its code; only codes that occurred."""
-        counts = {str(code): int(self.sums[f"errors/{code}"]) for code in ErrorCode}
+        counts = {str(code): int(self.sums.get(f"errors/{code}", 0)) for code in ErrorCode}
         return {code: count for code, count in counts.items() if count}
 
     def metrics(self, seconds: float) -> dict[str, float]:
@@ -107,7 +106,7 @@ class Totals:
         found["rows_scored"] = float(scored)
         found["seconds"] = seconds
         found["rows_per_second"] = self.rows / max(seconds, 1e-9)
-        found["tokens_per_second"] = self.sums[TOKENS] / max(seconds, 1e-9)
+        found["tokens_per_second"] = self.sums.get(TOKENS, 0) / max(seconds, 1e-9)
         if total := sum(entities.values()):
             found["entities_mean_score"] = self.sums["entities_score_sum"] / total
         if scored and labels:

@@ -102,6 +102,10 @@ class Run:
         """Store a matplotlib figure as a picture."""
         self._try(file_name, lambda: self._client.log_figure(self.id, figure, file_name))
 
+    def log_text(self, text: str, file_name: str) -> None:
+        """Store a text as a file."""
+        self._try(file_name, lambda: self._client.log_text(self.id, text, file_name))
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Store a file, in a folder of the run's artifacts."""
         self._try(path.name, lambda: self._client.log_artifact(self.id, str(path), folder))
