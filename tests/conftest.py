@@ -1,0 +1,58 @@
+"""What several tests share: one Spark for all of them, and models of a few kilobytes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from tests.tiny_models import tiny_model
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# No test asserts a time: a slow machine is not a wrong program.
+settings.register_profile("lakescore", deadline=None)
+settings.load_profile("lakescore")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _library_for_workers() -> None:
+    """Let Python workers, which pytest's own path does not reach, import the library."""
+    paths = [str(ROOT / "lib"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests' snapshots out of the user's cache."""
+    os.environ["LAKESCORE_CACHE"] = str(tmp_path_factory.mktemp("snapshots"))
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
+    """A local Spark with Delta, two tasks at once."""
+    from lakescore.session import local_session
+
+    folder = tmp_path_factory.mktemp("spark")
+    settings = {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+    log_file = folder / "spark.log"
+    with local_session("tests", master="local[2]", settings=settings, log_file=log_file) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def entity_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with CoNLL's labels."""
+    return tiny_model(tmp_path_factory.mktemp("models") / "entities")
+
+
+@pytest.fixture(scope="session")
+def sentiment_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with two labels, and the tokenizer of `entity_model`."""
+    folder = tmp_path_factory.mktemp("models") / "sentiment"
+    return tiny_model(folder, head="sequence-classification")

@@ -1,0 +1,210 @@
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lakescore import ConfigError, JobConfig, RunSummary, TableError, score_table, tracking
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+ROWS = [(nth, f"Maria {nth} lives in Lisbon" if nth % 10 else None) for nth in range(60)]
+Run = Callable[..., RunSummary]
+
+
+@pytest.fixture
+def source(spark: "SparkSession", tmp_path: Path) -> str:
+    path = str(tmp_path / "source")
+    frame = spark.createDataFrame(ROWS, "id long, text string")
+    frame.write.format("delta").save(path)
+    return path
+
+
+@pytest.fixture
+def settings(
+    source: str, tmp_path: Path, entity_model: Path, sentiment_model: Path
+) -> dict[str, Any]:
+    return {
+        "source": {"table": source, "key": "id", "partitions": 2},
+        "target": {"table": str(tmp_path / "target")},
+        "tasks": {
+            "entities": {"model": str(entity_model)},
+            "sentiment": {"model": str(sentiment_model)},
+        },
+        "mlflow": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "tests"},
+    }
+
+
+@pytest.fixture
+def run(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
+
+    def score(
+        settings: dict[str, Any], progress: list[tuple[int, int]] | None = None
+    ) -> RunSummary:
+        seen = [] if progress is None else progress
+        job = JobConfig.parse(settings)
+        return score_table(spark, job, now=NOW, progress=lambda *at: seen.append(at))
+
+    return score
+
+
+def test_a_job_scores_every_row_once_and_records_it(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    progress: list[tuple[int, int]] = []
+    summary = run(settings | {"report": str(tmp_path / "report.html")}, progress)
+    assert summary == RunSummary(
+        target=settings["target"]["table"],
+        rows_in=60,
+        rows_scored=54,
+        rows_failed={"null_text": 6},
+        report=str(tmp_path / "report.html"),
+        mlflow_run_id=summary.mlflow_run_id,
+    )
+    assert progress[-1] == (60, 60)
+
+    target = spark.read.format("delta").load(summary.target)
+    assert target.columns == [
+        "id", "text", "entities", "sentiment", "n_tokens", "error", "model", "run_id", "scored_at",
+    ]  # fmt: skip
+    rows = {row.id: row for row in target.collect()}
+    assert {number: row.text for number, row in rows.items()} == dict(ROWS)
+    assert {row.run_id for row in rows.values()} == {summary.mlflow_run_id}
+    assert {row.scored_at.replace(tzinfo=UTC) for row in rows.values()} == {NOW}
+
+    figures = tracking.run_figures(summary.mlflow_run_id)
+    assert figures is not None
+    found = figures.metrics
+    assert (found["rows"], found["rows_scored"], found["errors/null_text"]) == (60, 54, 6)
+    assert found["tokens"] == sum(row.n_tokens for row in rows.values())
+    entities = [each for row in rows.values() for each in row.entities or []]
+    assert sum(v for k, v in found.items() if k.startswith("entities/")) == len(entities)
+    assert found["entities_mean_score"] == pytest.approx(
+        sum(each.score for each in entities) / len(entities)
+    )
+    scored = [row.sentiment for row in rows.values() if row.sentiment]
+    positive = sum(each.label == "positive" for each in scored)
+    assert found["sentiment_share/positive"] == pytest.approx(positive / 54)
+    assert figures.params["tasks.entities.model"] == settings["tasks"]["entities"]["model"]
+    assert len(figures.params["tasks.entities.fingerprint"]) == 64
+    assert figures.params["source.version"] == "0"
+
+
+def test_a_rerun_adds_no_rows_and_a_grown_source_only_its_new_ones(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    assert run(settings).rows_in == 60
+    assert run(settings).rows_in == 0
+    more = spark.createDataFrame([(100, "Anna"), (101, " ")], "id long, text string")
+    more.write.format("delta").mode("append").save(settings["source"]["table"])
+    summary = run(settings)
+    assert (summary.rows_in, summary.rows_failed) == (2, {"blank_text": 1})
+    target = spark.read.format("delta").load(summary.target)
+    assert sorted(row.id for row in target.collect()) == [*range(60), 100, 101]
+
+
+def test_each_commit_carries_its_transaction(settings: dict[str, Any], run: Run) -> None:
+    log = Path(run(settings).target) / "_delta_log"
+    actions = [json.loads(line) for file in sorted(log.glob("*.json")) for line in file.open()]
+    [transaction] = [each["txn"] for each in actions if "txn" in each]
+    [commit] = [each["commitInfo"] for each in actions if "commitInfo" in each]
+    assert transaction["version"] == 0
+    assert transaction["appId"] == commit["operationParameters"]["queryId"]
+
+
+def test_a_table_in_the_catalog_is_named_by_its_name(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    spark.read.format("delta").load(settings["source"]["table"]).write.format("delta").mode(
+        "overwrite"
+    ).saveAsTable("messages")
+    checkpoint = str(tmp_path / "checkpoint")
+    named = settings | {
+        "source": {"table": "messages", "key": "id"},
+        "target": {"table": "scored", "checkpoint": checkpoint},
+    }
+    assert run(named).rows_in == 60
+    assert spark.table("scored").count() == 60
+    with pytest.raises(ConfigError, match="checkpoint' is missing; scored is a name"):
+        run(named | {"target": {"table": "scored"}})
+    spark.sql("drop table messages")
+    spark.sql("drop table scored")
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"source": {"key": "id"}}, "'source.table' is missing; name the Delta table to score"),
+        (
+            {"source": {"table": "a/b"}},
+            "'source.key' is missing; name the columns that identify a row",
+        ),
+        ({"target": {}}, "'target.table' is missing; name the Delta table to append to"),
+    ],
+)
+def test_a_job_without_its_tables_is_refused(
+    settings: dict[str, Any], run: Run, group: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        run(settings | group)
+    assert str(raised.value) == message
+
+
+def test_a_source_that_is_not_there_is_named(settings: dict[str, Any], run: Run) -> None:
+    with pytest.raises(TableError, match=r"/none: no Delta table under this path; a path has a"):
+        run(settings | {"source": {"table": "/none", "key": "id"}})
+    with pytest.raises(TableError, match="none: no Delta table under this name"):
+        run(settings | {"source": {"table": "none", "key": "id"}})
+
+
+def test_a_target_with_other_columns_is_refused_and_left_as_it_is(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    target = settings["target"]["table"]
+    other = spark.createDataFrame([(1, "x")], "id long, remark string")
+    other.write.format("delta").save(target)
+    with pytest.raises(TableError, match=r"its column '\w+' is \w+, the job's is "):
+        run(settings)
+    assert spark.read.format("delta").load(target).collect() == other.collect()
+
+
+def test_no_text_of_a_row_reaches_mlflow(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    canary = "Xylophonia Quuxenbaum"
+    frame = spark.createDataFrame(
+        [(1000, canary), (1001, canary + " late")], "id long, text string"
+    )
+    frame.write.format("delta").mode("append").save(settings["source"]["table"])
+    summary = run(settings | {"report": str(tmp_path / "report.html")})
+    assert canary in (tmp_path / "report.html").read_text(encoding="utf-8")
+    recorded = [file for file in tmp_path.rglob("*") if file.is_file() and "mlruns" in file.parts]
+    assert [file.suffix for file in recorded if file.name.startswith("report")] == [".html"]
+    for file in [*recorded, tmp_path / "mlflow.db"]:
+        assert b"Xylophonia" not in file.read_bytes(), file
+    assert summary.rows_in == 62
+
+
+def test_a_broken_mlflow_undoes_nothing(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = tmp_path / "mlflow.db"
+
+    def progress_breaks(done: int, total: int) -> None:
+        store.write_bytes(b"no database")
+
+    job = JobConfig.parse(settings)
+    summary = score_table(spark, job, now=NOW, progress=progress_breaks)
+    assert summary.rows_in == 60
+    assert spark.read.format("delta").load(summary.target).count() == 60
+    assert sum("the job goes on without it" in record.message for record in caplog.records) == 1

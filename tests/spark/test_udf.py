@@ -1,0 +1,65 @@
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import lakescore
+from lakescore import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def texts(spark: "SparkSession") -> "DataFrame":
+    rows = [(1, "Maria 👍 lives in Lisbon"), (2, None), (3, "  "), (4, "so late!")]
+    frame = spark.createDataFrame(rows, "id int, text string")
+    # Spark does not check a cast from binary: this is a string that is not UTF-8.
+    return frame.union(spark.sql("select 5, cast(unhex('ff41') as string)"))
+
+
+def test_udfs_are_columns_in_a_select(
+    texts: "DataFrame", entity_model: Path, sentiment_model: Path
+) -> None:
+    entities = lakescore.entities(str(entity_model))
+    sentiment = lakescore.sentiment(str(sentiment_model))
+    rows = texts.select("id", entities("text").alias("e"), sentiment("text").alias("s")).collect()
+    assert {row.id: row.e is not None for row in rows} == {
+        1: True, 2: False, 3: False, 4: True, 5: False,
+    }  # fmt: skip
+    assert {row.s.label for row in rows if row.s} <= {"negative", "positive"}
+    assert rows[0].e[0].asDict().keys() == {"entity_group", "word", "score", "start", "end"}
+
+
+def test_udfs_are_functions_in_sql_and_their_offsets_are_sparks(
+    spark: "SparkSession", texts: "DataFrame", entity_model: Path
+) -> None:
+    spark.udf.register("entities", lakescore.entities(str(entity_model), aggregation="simple"))
+    texts.createOrReplaceTempView("texts")
+    found = spark.sql(
+        "select word, substring(text, start + 1, end - start) as cut "
+        "from (select text, inline(entities(text)) from texts)"
+    ).collect()
+    assert len(found) > 3
+    assert [row.cut for row in found] == [row.word for row in found]
+
+
+def test_a_column_equals_the_same_column_of_score(texts: "DataFrame", entity_model: Path) -> None:
+    config = lakescore.JobConfig.parse({"tasks": {"entities": {"model": str(entity_model)}}})
+    scored = lakescore.score(texts, config).select("id", "entities").collect()
+    entities = lakescore.entities(str(entity_model))
+    assert texts.select("id", entities("text").alias("entities")).collect() == scored
+
+
+def test_a_wrong_setting_is_named(spark: "SparkSession") -> None:
+    with pytest.raises(ConfigError, match=r"entities\(\): unknown key 'dtyp'; known: dtype, "):
+        lakescore.entities("anything", dtyp="float32", spark=spark)
+    with pytest.raises(ConfigError, match=r"entities\(\): 'aggregation' is 'last'"):
+        lakescore.entities("anything", aggregation="last", spark=spark)  # type: ignore[arg-type]
+
+
+def test_a_model_for_another_task_is_refused(spark: "SparkSession", sentiment_model: Path) -> None:
+    with pytest.raises(ModelError, match="entities"):
+        lakescore.entities(str(sentiment_model), spark=spark)

@@ -1,0 +1,381 @@
+"""Fine-tuning: examples and their augmentation, vocabulary trimming, the loop, the checkpoint."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer
+
+from lakescore import examples, vocabulary
+from lakescore.errors import ConfigError, DataError, ModelError
+from lakescore.examples import IGNORED, Ends, Example
+from lakescore.finetune import FinetuneResult, train
+from lakescore.labelled import UNLABELLED, LabelledText, TaggedText
+from lakescore.recipe import FinetuneConfig
+from tests.tiny_models import (
+    CORPUS,
+    ENTITY_LABELS,
+    SENTIMENT_LABELS,
+    tiny_model,
+    wordpiece_tokenizer,
+)
+
+ROW = TaggedText(("Anna", "does", "n't", "like", "Oslo", "."), ("B-PER", *"OOO", "B-LOC", "O"))
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# Examples
+
+
+def test_tokens_keep_single_spaces_or_get_those_that_a_person_would_type() -> None:
+    assert examples.join_tokens(ROW.tokens, natural=False) == (
+        ROW.text,
+        [0, 5, 10, 14, 19, 24],
+    )
+    tokens = ("Stop", ",", "(", "Bo", ")", "is", "@", "home", "!")
+    text, starts = examples.join_tokens(tokens, natural=True)
+    assert text == "Stop, (Bo) is @home!"
+    assert [text[at : at + len(each)] for at, each in zip(starts, tokens, strict=True)] == [*tokens]
+
+
+def test_each_piece_of_a_token_is_labelled_and_only_the_first_begins() -> None:
+    tags = examples.piece_tags(["B-PER", "I-PER", "O"], [0, 5, 10], np.array([0, 2, 5, 7, 10, 11]))
+    assert tags == ["B-PER", "I-PER", "I-PER", "I-PER", "O", "O"]
+
+
+@pytest.mark.parametrize("natural", [False, True])
+def test_the_labels_of_a_row_are_the_same_whatever_its_spacing(natural: bool) -> None:
+    tokenizer = wordpiece_tokenizer()
+    [example] = examples.tagged_examples([ROW], tokenizer, ENTITY_LABELS, natural=[natural])
+    text, starts = examples.join_tokens(ROW.tokens, natural=natural)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    assert example.ids.tolist() == encoding.ids
+    named = [(encoding.offsets[i][0], ENTITY_LABELS[n]) for i, n in enumerate(example.labels)]
+    anna, oslo = starts[0], starts[4]
+    assert [each for each in named if each[1].startswith("B-")] == [
+        (anna, "B-PER"),
+        (oslo, "B-LOC"),
+    ]
+    inside = {kind for at, kind in named if kind.startswith("I-")}
+    assert inside == {"I-PER", "I-LOC"}
+
+
+def test_a_tag_that_the_model_lacks_is_refused() -> None:
+    row = TaggedText(("x",), ("B-ANIMAL",))
+    with pytest.raises(DataError, match="tag 'B-ANIMAL' is not among the labels O, B-PER"):
+        examples.tagged_examples([row], wordpiece_tokenizer(), ENTITY_LABELS, natural=[False])
+
+
+def test_a_swapped_mention_is_another_of_its_type() -> None:
+    other = TaggedText(("New", "York"), ("B-LOC", "I-LOC"))
+    pool = examples.mentions([ROW, other])
+    assert pool == {"PER": [("Anna",)], "LOC": [("Oslo",), ("New", "York")]}
+    swapped = {examples.swap_mentions(ROW, pool, np.random.default_rng(i), 1.0) for i in range(9)}
+    tokens = ("Anna", "does", "n't", "like", "New", "York", ".")
+    assert swapped == {
+        ROW,
+        TaggedText(tokens, ("B-PER", "O", "O", "O", "B-LOC", "I-LOC", "O")),
+    }
+    assert examples.swap_mentions(ROW, pool, rng(), 0.0) == ROW
+
+
+@pytest.mark.parametrize(("weight", "counts"), [(2.0, {2: 10}), (1.5, {1: 5, 2: 5}), (0.3, {1: 3})])
+def test_a_weight_is_how_often_an_epoch_sees_a_row(weight: float, counts: dict[int, int]) -> None:
+    seen = Counter(examples.sample(10, weight, rng()).tolist())
+    assert Counter(seen.values()) == counts
+
+
+def test_chained_examples_hold_every_piece_once_and_fit() -> None:
+    pieces = [Example(np.full(9, i), np.full(9, i)) for i in range(200)]
+    chained = examples.chain(pieces, 0.5, 100, rng())
+    held = np.sort(np.concatenate([each.ids for each in chained]))
+    assert held.tolist() == [i for i in range(200) for _ in range(9)]
+    assert 60 < max(len(each.ids) for each in chained) <= 100
+    assert all((each.ids == each.labels).all() for each in chained)
+
+
+def test_a_long_example_is_cropped_and_gets_its_special_tokens() -> None:
+    ends = Ends((101,), (102,))
+    long = Example(np.arange(1000), np.arange(1000))
+    done = examples.finish(long, ends, 128, rng(), per_piece=True)
+    assert 64 <= len(done.ids) - 2 <= 126
+    assert (done.ids[0], done.ids[-1], done.labels[0], done.labels[-1]) == (101, 102, -100, -100)
+    assert done.ids[1:-1].tolist() == done.labels[1:-1].tolist()
+    assert (np.diff(done.ids[1:-1]) == 1).all()
+
+
+def test_a_text_of_one_piece_keeps_one_label() -> None:
+    done = examples.finish(
+        Example(np.array([7]), np.array([1])), Ends((101,), (102,)), 128, rng(), per_piece=False
+    )
+    assert (done.ids.tolist(), done.labels.tolist()) == ([101, 7, 102], [1])
+
+
+def test_unlabelled_rows_are_seen_by_a_teacher_only() -> None:
+    row = LabelledText("Anna likes Oslo", UNLABELLED)
+    [whole] = examples.labelled_examples([row], wordpiece_tokenizer())
+    [each] = examples.labelled_examples([row], wordpiece_tokenizer(), per_piece=True)
+    assert whole.labels.tolist() == [UNLABELLED]
+    assert each.labels.tolist() == [UNLABELLED] * len(each.ids)
+    assert IGNORED != UNLABELLED
+
+
+def test_batches_hold_each_example_once_within_the_budget() -> None:
+    lengths = rng().integers(1, 60, 500)
+    batches = examples.batches(lengths, 256, rng())
+    assert sorted(np.concatenate(batches).tolist()) == list(range(500))
+    assert max(len(each) * lengths[each].max() for each in batches) <= 256
+
+
+# Vocabulary
+
+
+def trimmed(entries: int) -> tuple[Tokenizer, Tokenizer, np.ndarray]:
+    full = wordpiece_tokenizer()
+    state = vocabulary.plain_tokenizer(full.to_str())
+    kept = vocabulary.choose_entries(
+        state["model"]["vocab"],
+        vocabulary.special_tokens(state),
+        vocabulary.count_entries(full, CORPUS),
+        entries,
+        prefix="##",
+    )
+    return full, Tokenizer.from_str(json.dumps(vocabulary.trim(state, kept))), kept
+
+
+def test_trimming_keeps_the_pieces_of_kept_words_and_never_loses_a_letter() -> None:
+    full, small, kept = trimmed(500)
+    assert small.get_vocab_size() == len(kept) == 500
+    same = 0
+    for text in CORPUS:
+        before, after = full.encode(text), small.encode(text)
+        assert "".join(after.tokens).replace("##", "") == "".join(before.tokens).replace("##", "")
+        for start, end in set(before.offsets) & set(after.offsets):
+            old = before.tokens[before.offsets.index((start, end))]
+            assert after.tokens[after.offsets.index((start, end))] == old
+            same += 1
+        pieces = [before.ids[i] for i, token in enumerate(before.tokens) if token[:2] != "##"]
+        assert len(after.ids) >= len(before.ids) > len(pieces) / 2
+    assert same > 100
+
+
+def test_a_text_of_kept_entries_is_tokenised_as_before() -> None:
+    full, small, kept = trimmed(500)
+    names = {index: piece for piece, index in full.get_vocab().items()}
+    words = [names[i] for i in kept.tolist() if names[i].isalpha() and names[i].isascii()]
+    assert len(words) > 50
+    for word in words:
+        assert small.encode(word).tokens == full.encode(word).tokens
+
+
+def test_kept_entries_are_numbered_in_the_old_order_special_tokens_with_them() -> None:
+    full, small, kept = trimmed(500)
+    names = {index: piece for piece, index in full.get_vocab().items()}
+    numbers = small.get_vocab()
+    assert [numbers[names[old]] for old in kept.tolist()] == list(range(500))
+    assert small.encode("a b").tokens == ["[CLS]", "a", "b", "[SEP]"]
+
+
+def test_too_few_entries_are_refused_with_the_least_possible() -> None:
+    with pytest.raises(ModelError, match=r"vocabulary.entries is 20, .*set at least that many"):
+        trimmed(20)
+
+
+def test_a_tokenizer_that_is_not_wordpiece_is_not_trimmed() -> None:
+    with pytest.raises(ModelError, match="tokenizer is BPE; only a WordPiece"):
+        vocabulary.trim({"model": {"type": "BPE"}}, np.arange(3))
+
+
+# The loop
+
+GOOD = ["I love this coffee machine", "great quick service", "thank you, it is quiet", "love it"]
+BAD = ["the worst experience", "the app crashed", "the delivery was late", "still waiting, crushed"]
+SENTIMENT = pd.DataFrame({"text": GOOD + BAD, "label": [1] * 4 + [0] * 4})
+ENTITIES = pd.DataFrame(
+    {
+        "text": [ROW.text, "Maria Nowak flew from Lisbon ."],
+        "tokens": [list(ROW.tokens), ["Maria", "Nowak", "flew", "from", "Lisbon", "."]],
+        "tags": [list(ROW.tags or ()), ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]],
+    }
+)
+
+
+def config(base: Path, output: Path, **changes: Any) -> FinetuneConfig:
+    values = {
+        "task": "sentiment",
+        "base": str(base),
+        "output": str(output),
+        "labels": list(SENTIMENT_LABELS),
+        "train": {"rows": 2.0},
+        "valid": {"rows": 1.0},
+        "epochs": 10,
+        "learning_rate": 0.01,
+        "token_budget": 64,
+        "seed": 3,
+    }
+    return FinetuneConfig.parse(values | changes)
+
+
+def losses_of(
+    tables: Mapping[str, pd.DataFrame], settings: FinetuneConfig
+) -> tuple[FinetuneResult, list[float]]:
+    losses: list[float] = []
+    result = train(
+        tables,
+        settings,
+        on_metrics=lambda metrics, step: losses.extend(
+            value for name, value in metrics.items() if name == "loss"
+        ),
+    )
+    return result, losses
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost tiny models more than they give, all the more on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base"), head="sequence-classification", layers=3)
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    output = tmp_path_factory.mktemp("out") / "teacher"
+    settings = config(base, output, vocabulary={"entries": 600, "tables": ["rows"]})
+    result, losses = losses_of({"rows": SENTIMENT}, settings)
+    assert losses[-1] < losses[0] / 2
+    return result
+
+
+def test_the_loss_falls_and_the_checkpoint_says_what_was_learnt(teacher: FinetuneResult) -> None:
+    from transformers import pipeline
+
+    assert teacher.metrics["rows/accuracy"] == 1.0
+    classify = pipeline("text-classification", model=str(teacher.output), device="cpu")
+    said = [each["label"] for each in classify(GOOD + BAD)]
+    assert said == ["positive"] * 4 + ["negative"] * 4
+
+
+def test_a_checkpoint_has_fp16_weights_a_plain_tokenizer_and_a_whole_config(
+    teacher: FinetuneResult,
+) -> None:
+    from safetensors import safe_open
+
+    assert sorted(path.name for path in teacher.output.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    with safe_open(teacher.output / "model.safetensors", "np") as weights:
+        kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}
+    assert kinds == {"F16"}
+    settings = json.loads((teacher.output / "config.json").read_text())
+    assert settings["id2label"] == {"0": "negative", "1": "positive"}
+    assert (settings["problem_type"], settings["vocab_size"]) == (
+        "single_label_classification",
+        600,
+    )
+    tokenizer = json.loads((teacher.output / "tokenizer.json").read_text())
+    assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
+    assert len(tokenizer["model"]["vocab"]) == 600
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    base: Path, tmp_path: Path
+) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        settings = config(base, tmp_path / name, epochs=1, seed=seed)
+        return (
+            losses_of({"rows": SENTIMENT}, settings)[0].output / "model.safetensors"
+        ).read_bytes()
+
+    first = weights("a", 3)
+    assert first == weights("b", 3)
+    assert first != weights("c", 4)
+
+
+def test_a_student_keeps_some_layers_and_the_tokenizer_of_its_teacher(
+    teacher: FinetuneResult, tmp_path: Path
+) -> None:
+    settings = config(
+        teacher.output,
+        tmp_path / "student",
+        layers=[0, 2],
+        distillation={"teacher": str(teacher.output), "unlabelled": {"more": 1.0}},
+    )
+    tables = {"rows": SENTIMENT, "more": pd.DataFrame({"text": list(CORPUS)})}
+    student, losses = losses_of(tables, settings)
+    assert losses[-1] < losses[0]
+    assert student.metrics["rows/accuracy"] == 1.0
+    read = {
+        each.output: json.loads((each.output / "config.json").read_text())
+        for each in (teacher, student)
+    }
+    assert read[student.output]["num_hidden_layers"] == 2
+    same = [(each.output / "tokenizer.json").read_bytes() for each in (teacher, student)]
+    assert same[0] == same[1]
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    base: Path, teacher: FinetuneResult, tmp_path: Path
+) -> None:
+    settings = config(base, tmp_path / "x", distillation={"teacher": str(teacher.output)})
+    with pytest.raises(ConfigError, match=r"distillation.teacher: .*trim both"):
+        losses_of({"rows": SENTIMENT}, settings)
+
+
+def test_layers_that_the_base_lacks_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"layers: \[0, 7\]; the base has layers 0 to 2"):
+        losses_of({"rows": SENTIMENT}, config(base, tmp_path / "x", layers=[0, 7]))
+
+
+@pytest.mark.parametrize("reference", ["package:no_such_package/model", "no/such/folder"])
+def test_a_base_that_is_not_there_is_refused(reference: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, ModelError), match=f"base: {reference}: "):
+        losses_of({"rows": SENTIMENT}, config(Path(reference), tmp_path / "x"))
+
+
+def test_entities_are_learnt_with_every_augmentation(tmp_path: Path) -> None:
+    settings = config(
+        tiny_model(tmp_path / "base"),
+        tmp_path / "entities",
+        task="entities",
+        labels=list(ENTITY_LABELS),
+        train={"rows": 8.0},
+        epochs=20,
+        learning_rate=0.02,
+        token_budget=256,
+        augmentation={"natural_spacing": 0.5, "swap_mentions": 0.3, "chain": 0.3},
+    )
+    result, losses = losses_of({"rows": ENTITIES}, settings)
+    assert losses[-1] < losses[0] / 2
+    assert result.metrics["rows/micro_f1"] > 0.5
+
+
+def test_excluded_texts_are_not_trained_on_whatever_their_case_and_spacing(
+    base: Path, tmp_path: Path
+) -> None:
+    flipped = SENTIMENT.assign(label=1 - SENTIMENT["label"])
+    shouted = SENTIMENT.assign(text=SENTIMENT["text"].str.upper().str.replace(" ", "  "))
+    tables = {"rows": SENTIMENT, "flipped": pd.concat([flipped, SENTIMENT.assign(text="fine")])}
+    settings = config(base, tmp_path / "x", train={"rows": 2.0, "flipped": 9.0}, exclude=["not"])
+    with pytest.raises(DataError, match="rows: no row is left to train on"):
+        losses_of(tables | {"not": shouted}, settings)
