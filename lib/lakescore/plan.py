@@ -1,5 +1,6 @@
 """From models named in a configuration to a scorer in every worker."""
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +70,9 @@ def make_plan(spark: "SparkSession", tasks: TasksConfig, encoding: EncodingConfi
 def load(plan: Plan) -> Scorer:
     """Return the scorer of a plan in this worker, whose models are loaded once for its life."""
     device, threads = task_device(device_count())
+    if device == "cpu":
+        # Else the tokenizer's own threads take the cores of this host's other tasks.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     encoding = plan.encoding
     loaded = []
     for planned in plan.tasks:

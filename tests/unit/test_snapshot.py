@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lakescore.errors import ModelError
 from lakescore.snapshot import Snapshot, open_snapshot, resolve, resolve_any
-from lakescore.weights import read_header
+from lakescore.snapshot.weights import read_header
 from tests.hub_server import HubServer
 from tests.tiny_models import ENTITY_LABELS, SENTIMENT_LABELS, tiny_model
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lakescore import weights
 from lakescore.errors import ModelError
+from lakescore.snapshot import weights
 
 Task = Literal["entities", "sentiment"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from lakescore import checkpoint, hub, weights
-from lakescore.checkpoint import TOKENIZER_FILES, Checkpoint, Task
 from lakescore.errors import ModelError
+from lakescore.snapshot import checkpoint, hub, weights
+from lakescore.snapshot.checkpoint import TOKENIZER_FILES, Checkpoint, Task
 
 MANIFEST = "snapshot.json"
 _CHUNK_BYTES = 1 << 20

@@ -1,0 +1,23 @@
+"""Models made immutable: resolved once to checked files with a fingerprint; unsafe ones refused."""
+
+from lakescore.snapshot.checkpoint import Task
+from lakescore.snapshot.store import (
+    MANIFEST,
+    Snapshot,
+    default_cache,
+    fingerprint_of,
+    open_snapshot,
+    resolve,
+    resolve_any,
+)
+
+__all__ = [
+    "MANIFEST",
+    "Snapshot",
+    "Task",
+    "default_cache",
+    "fingerprint_of",
+    "open_snapshot",
+    "resolve",
+    "resolve_any",
+]
