@@ -49,7 +49,7 @@ def test_register_prints_the_version_and_finds_it_again(
     monkeypatch.chdir(tmp_path)
     folder = tiny_model(tmp_path / "model")
     arguments = ["--model", str(folder), "--name", "tiny", "--alias", "champion"]
-    store = ["--tracking-uri", f"sqlite:///{tmp_path}/store.db"]
+    store = ["--tracking-uri", f"sqlite:///{tmp_path}/store.db", "--experiment", "registered"]
     printed = []
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:

@@ -1,0 +1,86 @@
+"""The two models in models/: what they find, over Spark, in text as it comes."""
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import lakescore
+from lakescore.encoder import load_tokenizer
+from lakescore.snapshot import resolve
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+ENTITIES, SENTIMENT = ROOT / "models/entities", ROOT / "models/sentiment"
+CONFIG = {
+    "tasks": {"entities": {"model": str(ENTITIES)}, "sentiment": {"model": str(SENTIMENT)}},
+}
+FILLER = (
+    "The parcel came two days late and nobody told us why. We had asked for a call before noon, "
+    "but the phone stayed silent. In the end the box was left outside in the rain. "
+)
+
+
+def test_both_models_share_one_tokenizer() -> None:
+    entities = resolve(str(ENTITIES), task="entities")
+    sentiment = resolve(str(SENTIMENT), task="sentiment")
+    assert entities.tokenizer_fingerprint == sentiment.tokenizer_fingerprint
+    assert {label[2:] for label in entities.labels[1:]} == {"PER", "ORG", "LOC", "MISC"}
+    assert sentiment.labels == ("negative", "positive")
+
+
+@pytest.mark.parametrize("at", [600, 1500, 5000])
+def test_an_entity_deep_in_a_long_text_is_found_with_its_offsets(
+    spark: "SparkSession", at: int
+) -> None:
+    tokenizer = load_tokenizer(ENTITIES)
+    sentence = "Yesterday Angela Merkel met Barack Obama in Berlin. "
+    before = FILLER
+    while tokenizer.tokenize([before]).lengths[0] < at:
+        before += FILLER
+    cut = tokenizer.tokenize([before])
+    before = before[: before.rindex(".", 0, int(cut.ends[at - 1])) + 1] + " "
+    text = before + sentence + FILLER * 8
+    config = lakescore.JobConfig.parse(CONFIG)
+    frame = spark.createDataFrame([(1, text)], "id int, text string")
+    [row] = lakescore.score(frame, config).collect()
+    found = {(each.word, each.start, each.entity_group) for each in row.entities}
+    for word, group in [("Angela Merkel", "PER"), ("Barack Obama", "PER"), ("Berlin", "LOC")]:
+        assert (word, text.index(word), group) in found
+    assert row.sentiment.label == "negative"
+
+
+def test_arbitrary_strings_are_all_accounted_for(spark: "SparkSession", tmp_path: Path) -> None:
+    dice = random.Random(3)
+    ranges = [(0, 32), (32, 127), (0x300, 0x370), (0x590, 0x700), (0x2000, 0x2070)]
+    ranges += [(0x4E00, 0x9FFF), (0xE000, 0xE100), (0xFFF0, 0x10000), (0x1F300, 0x1FAFF)]
+    rows = []
+    for number in range(600):
+        pieces = [
+            "".join(chr(dice.randrange(*dice.choice(ranges))) for _ in range(dice.randrange(1, 40)))
+            for _ in range(dice.randrange(4))
+        ]
+        rows.append((number, dice.choice([" ", "", "\n"]).join(pieces)))
+    rows += [(600, "word " * 20_000), (601, "x" * 100_000), (602, "\u202e" * 5000), (603, None)]
+    frame = spark.createDataFrame(rows, "id int, text string")
+    # A string of Spark's may hold any bytes, half a surrogate pair among them.
+    odd = spark.sql("select 604 id, cast(unhex('41eda08042') as string) text")
+    config = lakescore.JobConfig.parse(CONFIG)
+    scored = lakescore.score(frame.union(odd).repartition(4), config)
+    scored.write.format("delta").save(str(tmp_path / "scored"))
+    found = {
+        row.id: row for row in spark.read.format("delta").load(str(tmp_path / "scored")).collect()
+    }
+    assert sorted(found) == list(range(605))
+    assert found[603].error.code == "null_text"
+    assert found[604].error.code == "invalid_unicode"
+    for number, text in rows:
+        row = found[number]
+        assert (row.error is None) == (row.entities is not None) == (row.sentiment is not None)
+        for each in row.entities or []:
+            assert text is not None
+            assert text[each.start : each.end] == each.word
