@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     rows = parser.parse_args().rows
     corpus, texts = load_texts(4 * rows)
-    kept = [text for text in texts if text == cut_to_tokens([text], ENTITIES, 510)[0]][:rows]
+    pairs = zip(texts, cut_to_tokens(texts, ENTITIES, 510), strict=True)
+    kept = [text for text, cut in pairs if text == cut][:rows]
 
     expected = pipeline_entities(kept)
     found = lakescore_results(kept)

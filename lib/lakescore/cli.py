@@ -182,8 +182,7 @@ def evaluate(
 @SET_OPTION
 def finetune(config: Path, overrides: tuple[str, ...]) -> None:
     """Fine-tune an encoder as CONFIG says, and write a checkpoint."""
-    from lakescore.finetune import finetune
-    from lakescore.recipe import FinetuneConfig
+    from lakescore.finetune import FinetuneConfig, finetune
 
     logging.getLogger("lakescore").setLevel(logging.INFO)
     recipe = FinetuneConfig.load(config, overrides)

@@ -132,7 +132,7 @@ def _params(config: JobConfig, plan: Plan, source_version: int) -> dict[str, obj
 
 def _report(spark: "SparkSession", config: JobConfig, target: str, run: tracking.Run) -> str | None:
     """Write the report about the whole target, where the job asks for one."""
-    if config.report is None:
+    if config.report is None or not tables.exists(spark, target):  # no row was ever there
         return None
     from lakescore.report import write_report
 

@@ -10,8 +10,8 @@ from lakescore.config import MlflowConfig
 from lakescore.errors import DataError, TableError
 from lakescore.evaluation import EntityScores, Figures, SentimentScores, evaluate
 from lakescore.finetune import finetune
+from lakescore.finetune.recipe import FinetuneConfig
 from lakescore.labelled import ColumnsConfig
-from lakescore.recipe import FinetuneConfig
 from tests.tiny_models import ENTITY_LABELS, tiny_model
 
 if TYPE_CHECKING:

@@ -109,6 +109,16 @@ def test_a_rerun_adds_no_rows_and_a_grown_source_only_its_new_ones(
     assert sorted(row.id for row in target.collect()) == [*range(60), 100, 101]
 
 
+def test_an_empty_source_is_no_error(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    empty = str(tmp_path / "empty")
+    spark.createDataFrame([], "id long, text string").write.format("delta").save(empty)
+    report = str(tmp_path / "report.html")
+    summary = run(settings | {"source": {"table": empty, "key": "id"}, "report": report})
+    assert (summary.rows_in, summary.rows_scored, summary.rows_failed) == (0, 0, {})
+
+
 def test_each_commit_carries_its_transaction(settings: dict[str, Any], run: Run) -> None:
     log = Path(run(settings).target) / "_delta_log"
     lines = [line for file in sorted(log.glob("*.json")) for line in file.read_text().splitlines()]

@@ -165,9 +165,9 @@ def test_a_row_without_one_tag_per_token_is_refused_by_number(
         read_tagged(frame, tokens="tokens", tags="tags", table="t")
 
 
-def test_tags_that_are_not_bio_are_refused_by_name() -> None:
-    frame = pd.DataFrame({"tokens": [["x"]], "tags": [["S-PER"]]})
-    with pytest.raises(DataError, match=r"^t: column tags: 'S-PER' are not BIO tags"):
+def test_tags_that_are_not_bio_are_refused_without_being_shown() -> None:
+    frame = pd.DataFrame({"tokens": [["x", "y"]], "tags": [["S-PER", "O"]]})
+    with pytest.raises(DataError, match=r"^t: column tags: 1 of its values are not BIO tags; w"):
         read_tagged(frame, tokens="tokens", tags="tags", table="t")
 
 
@@ -179,8 +179,9 @@ def test_labels_are_read_by_name_or_index_and_others_refused() -> None:
         )
 
     assert read(1) == read("positive") == [LabelledText("fine", 1)]
-    with pytest.raises(DataError, match=r"^t: column label: 2 are not among the labels negative,"):
-        read(2)
+    for wrong in (2, "a whole text", None, ["positive"]):
+        with pytest.raises(DataError, match=r"^t: column label: 1 rows have none of the labels ne"):
+            read(wrong)
 
 
 def test_a_null_text_in_a_labelled_set_is_refused() -> None:
@@ -189,10 +190,15 @@ def test_a_null_text_in_a_labelled_set_is_refused() -> None:
         read_labelled(frame, text="text", label="label", labels=("a", "b"), table="t")
 
 
-def test_a_missing_column_is_named_with_those_that_are_there() -> None:
-    check_columns(["id", "tags"], ["tags"], "t")
-    with pytest.raises(DataError, match=r"^t: no column 'tags4'; there are id, tags"):
-        check_columns(["id", "tags"], ["tags4"], "t")
+def test_a_missing_column_or_one_of_another_type_is_named() -> None:
+    types = {"tokens": "array<string>", "tags": "array<string>", "ids": "array<int>"}
+    check_columns(types, "entities", ColumnsConfig(), "t")
+    with pytest.raises(DataError, match=r"^t: no column 'tags4'; there are tokens, tags, ids"):
+        check_columns(types, "entities", ColumnsConfig(tags="tags4"), "t")
+    with pytest.raises(DataError, match=r"^t: column ids is array<int>, not array<string>; name"):
+        check_columns(types, "entities", ColumnsConfig(tags="ids"), "t")
+    with pytest.raises(DataError, match=r"^t: no column 'text'"):
+        check_columns(types, "sentiment", ColumnsConfig(), "t")
 
 
 def test_a_path_is_named_by_its_last_two_parts_and_a_table_by_its_name() -> None:

@@ -11,12 +11,11 @@ import pandas as pd
 import pytest
 from tokenizers import Tokenizer
 
-from lakescore import examples, vocabulary
 from lakescore.errors import ConfigError, DataError, ModelError
-from lakescore.examples import IGNORED, Ends, Example
-from lakescore.finetune import FinetuneResult, train
+from lakescore.finetune import FinetuneResult, examples, train, vocabulary
+from lakescore.finetune.examples import IGNORED, Ends, Example
+from lakescore.finetune.recipe import FinetuneConfig
 from lakescore.labelled import UNLABELLED, LabelledText, TaggedText
-from lakescore.recipe import FinetuneConfig
 from tests.tiny_models import (
     CORPUS,
     ENTITY_LABELS,
@@ -95,7 +94,7 @@ def test_a_weight_is_how_often_an_epoch_sees_a_row(weight: float, counts: dict[i
 
 def test_chained_examples_hold_every_piece_once_and_fit() -> None:
     pieces = [Example(np.full(9, i), np.full(9, i)) for i in range(200)]
-    chained = examples.chain(pieces, 0.5, 100, rng())
+    chained = examples.chain(pieces, 0.5, shortest=64, longest=100, rng=rng())
     held = np.sort(np.concatenate([each.ids for each in chained]))
     assert held.tolist() == [i for i in range(200) for _ in range(9)]
     assert 60 < max(len(each.ids) for each in chained) <= 100
@@ -105,7 +104,7 @@ def test_chained_examples_hold_every_piece_once_and_fit() -> None:
 def test_a_long_example_is_cropped_and_gets_its_special_tokens() -> None:
     ends = Ends((101,), (102,))
     long = Example(np.arange(1000), np.arange(1000))
-    done = examples.finish(long, ends, 128, rng(), per_piece=True)
+    done = examples.finish(long, ends, per_piece=True, shortest=64, longest=128, rng=rng())
     assert 64 <= len(done.ids) - 2 <= 126
     assert (done.ids[0], done.ids[-1], done.labels[0], done.labels[-1]) == (101, 102, -100, -100)
     assert done.ids[1:-1].tolist() == done.labels[1:-1].tolist()
@@ -113,8 +112,9 @@ def test_a_long_example_is_cropped_and_gets_its_special_tokens() -> None:
 
 
 def test_a_text_of_one_piece_keeps_one_label() -> None:
+    one = Example(np.array([7]), np.array([1]))
     done = examples.finish(
-        Example(np.array([7]), np.array([1])), Ends((101,), (102,)), 128, rng(), per_piece=False
+        one, Ends((101,), (102,)), per_piece=False, shortest=64, longest=128, rng=rng()
     )
     assert (done.ids.tolist(), done.labels.tolist()) == ([101, 7, 102], [1])
 
@@ -379,3 +379,16 @@ def test_excluded_texts_are_not_trained_on_whatever_their_case_and_spacing(
     settings = config(base, tmp_path / "x", train={"rows": 2.0, "flipped": 9.0}, exclude=["not"])
     with pytest.raises(DataError, match="rows: no row is left to train on"):
         losses_of(tables | {"not": shouted}, settings)
+
+
+def test_the_recipes_are_valid_and_both_models_get_the_same_vocabulary() -> None:
+    folder = Path(__file__).resolve().parents[2] / "conf"
+    recipes = {path.name: FinetuneConfig.load(path) for path in folder.glob("finetune_*.yml")}
+    assert {"finetune_entities.yml", "finetune_sentiment.yml"} <= recipes.keys()
+    trimmed_to = [each.vocabulary for each in recipes.values() if each.vocabulary is not None]
+    assert len(trimmed_to) == 2
+    assert trimmed_to[0] == trimmed_to[1]
+    for recipe in recipes.values():
+        tested = {name for name in recipe.tables if "uci_" in name or "uner_" in name}
+        assert tested <= set(recipe.exclude)
+        assert not tested & {*recipe.train, *recipe.valid}
