@@ -2,8 +2,9 @@
 
     make bench-cpu [ARGS="--rows 2000 --repeats 3"]
 
-Entities on local[2], one thread a task. All variants run in turn, in one session, `--repeats`
-times, and are compared by their medians; every variant has run once before it is timed. Texts are
+Entities on local[2], one thread a task. Every variant first scores a few rows that do not count,
+which loads its model. The pipeline runs once at each batch size; then its best and all variants of
+lakescore run in turn, `--repeats` times, and are compared by their medians. Texts are
 cut to the model's limit beforehand, so that the pipeline's truncation changes nothing and both do
 the same work. The packed forward pass is the bare model on ready tensors: the best that any code
 around it could reach on these cores.
@@ -14,6 +15,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 BATCH_SIZES = (1, 8, 32)
 DTYPES = ("float32", "bfloat16")
 TASKS_AT_ONCE = 2
-PARTITIONS = 8
+PARTITIONS = 2
 MAX_TOKENS = 510
 
 
@@ -92,18 +94,27 @@ def measure(texts: list[str], repeats: int) -> tuple[dict[str, list[float]], int
         df = spark.createDataFrame(list(enumerate(texts)), "id long, text string")
         df = df.repartition(PARTITIONS).cache()
         df.count()
+        few = df.limit(64).repartition(PARTITIONS).cache()
         runs: dict[str, Callable[[], float]] = {}
+
+        def add(name: str, variant: Callable[["DataFrame"], "DataFrame"]) -> None:
+            spark_run(variant(few))()
+            runs[name] = spark_run(variant(df))
+
         for size in BATCH_SIZES:
-            runs[f"pipeline, batch size {size}"] = spark_run(pipeline_pattern(spark, df, size))
+            add(f"pipeline, batch size {size}", partial(pipeline_pattern, spark, size))
+        seconds = {name: [run()] for name, run in runs.items()}
+        best = min(runs, key=lambda name: seconds[name])
+        runs = {best: runs[best]}
         for dtype in DTYPES:
-            runs[f"lakescore {dtype}"] = spark_run(scored(df, dtype, "entities"))
-        runs["lakescore sentiment alone"] = spark_run(scored(df, "float32", "sentiment"))
-        runs["lakescore both tasks"] = spark_run(scored(df, "float32", "entities", "sentiment"))
+            add(f"lakescore {dtype}", partial(scored, dtype, ["entities"]))
+        add("lakescore sentiment alone", partial(scored, "float32", ["sentiment"]))
+        add("lakescore both tasks", partial(scored, "float32", ["entities", "sentiment"]))
         for dtype in DTYPES:
             runs[f"packed forward {dtype}"] = batches[dtype].run
-        for run in runs.values():
-            run()
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
+            batches[dtype].run()
+        for name in runs:
+            seconds.setdefault(name, [])
         for _ in range(repeats):
             for name, run in runs.items():
                 seconds[name].append(run())
@@ -123,7 +134,7 @@ def spark_run(df: "DataFrame") -> Callable[[], float]:
     return run
 
 
-def scored(df: "DataFrame", dtype: str, *tasks: str) -> "DataFrame":
+def scored(dtype: str, tasks: list[str], df: "DataFrame") -> "DataFrame":
     """Score `df` with lakescore."""
     import lakescore
 
@@ -137,7 +148,7 @@ def scored(df: "DataFrame", dtype: str, *tasks: str) -> "DataFrame":
     return lakescore.score(df, config)
 
 
-def pipeline_pattern(spark: "SparkSession", df: "DataFrame", batch_size: int) -> "DataFrame":
+def pipeline_pattern(spark: "SparkSession", batch_size: int, df: "DataFrame") -> "DataFrame":
     """Score `df` with a transformers pipeline that is broadcast to a pandas UDF."""
     import pandas as pd
     from pyspark.sql.functions import pandas_udf

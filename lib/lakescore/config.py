@@ -127,7 +127,7 @@ class EncodingConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """float32 equals transformers' pipeline; auto takes bfloat16 where the hardware has it."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens in one forward pass, padding included; 2048 on a CPU and 65536 on a GPU by default."""
+    """Tokens in one forward pass, padding included; 1024 on a CPU and 65536 on a GPU by default."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Tokens in one window, special ones included; the model's own limit by default."""
     stride: Annotated[int, Field(ge=0)] = 64

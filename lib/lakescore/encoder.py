@@ -24,7 +24,7 @@ IntArray = npt.NDArray[np.int64]
 
 # Tokens in one forward pass, padding included, where the job does not say: small batches stay in
 # a CPU's caches, a GPU wants many. `make bench-encoder` shows others.
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 65_536}
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 65_536}
 MAX_ROWS = 4096
 UNLIMITED = 1_000_000
 

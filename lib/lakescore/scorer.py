@@ -29,7 +29,7 @@ ERROR_TYPE = pa.struct([("code", pa.string()), ("detail", pa.string())])
 
 # A chunk of texts is tokenised while the chunk before it is in the model; it is also the pool
 # that is sorted by length. Large enough for little padding, small enough to begin soon.
-PASSES_PER_CHUNK = 24
+PASSES_PER_CHUNK = 64
 CHARACTERS_PER_TOKEN = 4
 
 
