@@ -58,10 +58,18 @@ def mlflow_options(command: Command) -> Command:
 def mlflow_config(
     tracking_uri: str | None, registry_uri: str | None, experiment: str | None
 ) -> MlflowConfig:
-    """Take MLflow's stores from the options; a laptop's store is a file in this folder."""
-    if tracking_uri is None and not on_databricks() and "MLFLOW_TRACKING_URI" not in os.environ:
-        tracking_uri = "sqlite:///mlflow.db"
-    return MlflowConfig(tracking_uri=tracking_uri, registry_uri=registry_uri, experiment=experiment)
+    """Take MLflow's stores from the options."""
+    return with_store(
+        MlflowConfig(tracking_uri=tracking_uri, registry_uri=registry_uri, experiment=experiment)
+    )
+
+
+def with_store(config: MlflowConfig) -> MlflowConfig:
+    """Name the store where nobody did: on a laptop it is a file in this folder."""
+    is_named = config.tracking_uri is not None or "MLFLOW_TRACKING_URI" in os.environ
+    if is_named or on_databricks():
+        return config
+    return config.model_copy(update={"tracking_uri": "sqlite:///mlflow.db"})
 
 
 def on_databricks() -> bool:
@@ -89,8 +97,11 @@ def session() -> Iterator["SparkSession"]:
 def score(config: Path, overrides: tuple[str, ...]) -> None:
     """Score what is new in CONFIG's source table and append it to its target."""
     from lakescore.job import score_table
+    from lakescore.tables import job_tables
 
     job = JobConfig.load(config, overrides)
+    job_tables(job)  # what is missing is said before Spark starts
+    job = job.model_copy(update={"mlflow": with_store(job.mlflow)})
     with session() as spark, show_progress() as progress:
         summary = score_table(spark, job, now=datetime.now(UTC), progress=progress)
     click.echo(json.dumps(asdict(summary), ensure_ascii=False))
@@ -186,6 +197,7 @@ def finetune(config: Path, overrides: tuple[str, ...]) -> None:
 
     logging.getLogger("lakescore").setLevel(logging.INFO)
     recipe = FinetuneConfig.load(config, overrides)
+    recipe = recipe.model_copy(update={"mlflow": with_store(recipe.mlflow)})
     with session() as spark:
         result = finetune(spark, recipe)
     found = asdict(result) | {"output": str(result.output)}
@@ -218,7 +230,7 @@ def doctor(config: Path | None) -> None:
     at = mlflow_config(None, None, None)
     if config is not None:
         job = JobConfig.load(config)
-        at = job.mlflow
+        at = with_store(job.mlflow)
         tasks = {"entities": job.tasks.entities, "sentiment": job.tasks.sentiment}
         models = {name: task.model for name, task in tasks.items() if task is not None}
     found = doctor.checks(models=models, tracking_uri=at.tracking_uri, registry_uri=at.registry_uri)

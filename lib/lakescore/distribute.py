@@ -1,6 +1,5 @@
 """A snapshot on every executor: by broadcast, or as an artifact where there is only Connect."""
 
-import getpass
 import io
 import os
 import tempfile
@@ -115,7 +114,7 @@ def _unpack(open_archive: Callable[[], Any], folder: Path) -> None:
 
 def _worker_root() -> Path:
     """Return this user's own folder for snapshots on the host's local disk."""
-    root = Path(tempfile.gettempdir()) / f"lakescore-{getpass.getuser()}"
+    root = Path(tempfile.gettempdir()) / f"lakescore-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if os.stat(root).st_uid != os.getuid():
         root = Path(tempfile.mkdtemp(prefix="lakescore-"))

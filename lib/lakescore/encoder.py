@@ -216,7 +216,7 @@ class Encoder:
                 detail = f"one window of {size} tokens does not fit on {self.device}"
                 failed[int(job.windows.row[members[0]])] = RowError(ErrorCode.OUT_OF_MEMORY, detail)
                 continue
-            self.token_budget = max(size // 2, 1)
+            self.token_budget = min(self.token_budget, max(size // 2, 1))
             log.warning(
                 "out of memory on %s; now %d tokens a batch", self.device, self.token_budget
             )

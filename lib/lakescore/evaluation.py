@@ -173,6 +173,8 @@ def evaluate(
         encoding=encoding or EncodingConfig(),
     )
     frame = _gold(spark, table, task, columns)
+    # Before the model is resolved: it may be in this store.
+    tracking.configure(mlflow.tracking_uri, mlflow.experiment, registry_uri=mlflow.registry_uri)
     plan = make_plan(spark, config.tasks, config.encoding)
     snapshot = plan.tasks[0].snapshot
     scored: pd.DataFrame = score_with(plan, frame, config).drop("model").toPandas()
@@ -188,7 +190,6 @@ def evaluate(
             )
         scores = compare_sentiment(scored, table, snapshot.labels, columns)
 
-    tracking.configure(mlflow.tracking_uri, mlflow.experiment, registry_uri=mlflow.registry_uri)
     params = {"table": table, "model": model, "model.version": snapshot.version, "task": task}
     counted = {"types": ",".join(types)} if types else {}
     with tracking.start_run(

@@ -123,7 +123,7 @@ def _params(config: JobConfig, plan: Plan, source_version: int) -> dict[str, obj
         elif value is not None:
             params[prefix] = value
 
-    flatten("", config.model_dump())
+    flatten("", config.model_dump(exclude={"mlflow"}))  # whose URIs may hold a password
     for each in plan.tasks:
         params[f"tasks.{each.task.name}.version"] = each.snapshot.version
         params[f"tasks.{each.task.name}.fingerprint"] = each.snapshot.fingerprint

@@ -44,7 +44,8 @@ def _entity_sums(task: Entities) -> "dict[str, Column]":
     from pyspark.sql import functions as F
 
     def count_of(group: str) -> "Column":
-        return F.sum(F.size(F.filter(task.name, lambda one: one["entity_group"] == group)))
+        found = F.size(F.filter(task.name, lambda one: one["entity_group"] == group))
+        return F.sum(F.greatest(found, F.lit(0)))  # without ANSI mode the size of null is -1
 
     def add(total: "Column", one: "Column") -> "Column":
         return total + one["score"].cast("double")

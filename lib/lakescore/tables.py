@@ -28,9 +28,10 @@ def load(spark: "SparkSession", table: str) -> "DataFrame":
     from pyspark.errors import AnalysisException
 
     try:
-        if is_path(table):
-            return spark.read.format("delta").load(table)
-        return spark.read.table(table)
+        is_named = not is_path(table)
+        found = spark.read.table(table) if is_named else spark.read.format("delta").load(table)
+        found.schema  # noqa: B018  # Connect looks for the table only when it is asked
+        return found
     except AnalysisException as error:
         kind = "path" if is_path(table) else "name"
         raise TableError(

@@ -153,6 +153,7 @@ def _resolve_mlflow(reference: str, task: Task | None, cache: Path) -> Snapshot:
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=cache) as folder:
         files = tracking.download_model(found, Path(folder))
         source = _mlflow_source(files.model, files.tokenizer, reference)
+        expected = expected or files.fingerprint
         return _store(source, reference, found.version, task, cache, expected=expected)
 
 

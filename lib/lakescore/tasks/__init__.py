@@ -2,7 +2,7 @@
 
 A task names the head that it needs, says which Arrow and Spark type its results have, and turns
 the encoder's arrays into an Arrow array of one value per text. A new task is a new module here,
-its options in `config.py`, and a line in `scorer.build_task`.
+its options in `config.py`, and a line in `plan.make_plan`.
 """
 
 from typing import Literal, Protocol
