@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 # Tokens in one forward pass, padding included, where the job does not say: small batches stay in

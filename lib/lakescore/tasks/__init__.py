@@ -1,19 +1,17 @@
 """What lakescore finds in a text: one module per task, all of the same small shape.
 
-A task names the head that it needs, says which Arrow and Spark type its results have, and turns
+A task names the head that it needs, says which Arrow type its results have, and turns
 the encoder's arrays into an Arrow array of one value per text. A new task is a new module here,
 its options in `config.py`, and a line in `plan.make_plan`.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
 from lakescore.encoder import Scores
 from lakescore.text import Windows
 from lakescore.tokens import Tokens
-
-Head = Literal["token-classification", "sequence-classification"]
 
 
 class Task(Protocol):
@@ -26,10 +24,6 @@ class Task(Protocol):
     @property
     def arrow_type(self) -> pa.DataType:
         """The type of one text's result."""
-
-    @property
-    def spark_type(self) -> str:
-        """The same, as Spark's DDL spells it."""
 
     def decode(
         self, scores: Scores, tokens: Tokens, windows: Windows, texts: list[str]

@@ -36,9 +36,6 @@ class Entities:
 
     name = "entities"
     arrow_type: pa.DataType = pa.list_(ENTITY_TYPE)
-    spark_type = (
-        "array<struct<entity_group: string, word: string, score: float, start: int, end: int>>"
-    )
 
     def __init__(self, labels: tuple[str, ...], *, aggregation: Aggregation) -> None:
         self.aggregation = aggregation

@@ -11,7 +11,6 @@ from lakescore.tokens import Tokens
 FloatArray = npt.NDArray[np.float32]
 
 LABEL_TYPE = pa.struct([("label", pa.string()), ("score", pa.float32())])
-LABEL_SPARK_TYPE = "struct<label: string, score: float>"
 
 
 class Sentiment:
@@ -35,11 +34,6 @@ class Sentiment:
     def arrow_type(self) -> pa.DataType:
         """A label and its score; for a multi-label model a list of all of them."""
         return pa.list_(LABEL_TYPE) if self.is_multi_label else LABEL_TYPE
-
-    @property
-    def spark_type(self) -> str:
-        """The same in Spark's DDL."""
-        return f"array<{LABEL_SPARK_TYPE}>" if self.is_multi_label else LABEL_SPARK_TYPE
 
     def decode(
         self, scores: Scores, tokens: Tokens, windows: Windows, texts: list[str]
