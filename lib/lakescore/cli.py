@@ -6,6 +6,7 @@ Results go to stdout, the last line as JSON; all else goes to stderr.
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -252,8 +253,11 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # Spark's and MLflow's own, whose tracebacks are pages long
         if debug:
             raise
+        # A worker's own error is a line somewhere in what Spark says of it.
+        own = re.search(r"lakescore\.errors\.(\w+: .+)", str(error))
         first = (str(error).strip().splitlines() or [""])[0]
-        click.echo(f"{type(error).__name__}: {first[:500]}\n--debug shows all of it", err=True)
+        said = own[1] if own else f"{type(error).__name__}: {first[:500]}"
+        click.echo(f"{said}\n--debug shows all of it", err=True)
         sys.exit(1)
 
 

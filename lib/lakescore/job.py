@@ -65,6 +65,8 @@ def score_table(
     )
     scored = scored.withColumn("run_id", F.lit("")).withColumn("scored_at", F.lit(now))
     tables.check_target(spark, target, scored.schema)
+    checkpoint = tables.checkpoint_of(target, config.target.checkpoint)
+    tables.check_checkpoint(spark, target, checkpoint)
     source_version = tables.version(spark, source)
     rows_before = tables.count(spark, target)
     rows_in_all = max(tables.count(spark, source) - rows_before, 0)
@@ -78,7 +80,7 @@ def score_table(
         )
         totals = metrics.Totals()
         began = time.monotonic()
-        query = tables.append(observed, target, config.target.checkpoint)
+        query = tables.append(observed, target, checkpoint)
         last, is_done = -1, False
         try:
             while not is_done:

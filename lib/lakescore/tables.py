@@ -117,18 +117,44 @@ def check_target(spark: "SparkSession", table: str, schema: "StructType") -> Non
             )
 
 
-def append(scored: "DataFrame", target: str, checkpoint: str | None) -> "StreamingQuery":
+def checkpoint_of(target: str, checkpoint: str | None) -> str:
+    """Return where a query remembers what it read: for a path inside the target, if not given."""
+    return checkpoint or f"{target.rstrip('/')}/{CHECKPOINT}"
+
+
+def check_checkpoint(spark: "SparkSession", target: str, checkpoint: str) -> None:
+    """Check that no checkpoint outlived its target: the rows that it remembers would be lost.
+
+    Raises:
+        TableError: the target is gone, and a micro-batch was committed to it before.
+    """
+    from pyspark.errors import AnalysisException
+
+    if exists(spark, target):
+        return
+    try:
+        commits = spark.read.text(f"{checkpoint}/commits").head(1)
+    except AnalysisException:  # there is no such folder
+        return
+    if commits:
+        raise TableError(
+            f"{target}: is gone, but {checkpoint} remembers what was read for it; delete that "
+            "folder too, to score the source from its beginning"
+        )
+
+
+def append(scored: "DataFrame", target: str, checkpoint: str) -> "StreamingQuery":
     """Start appending a stream to the target, and return the running query.
 
     Delta's own streaming sink writes each micro-batch with the query's id and the micro-batch's
     number as its transaction (txnAppId, txnVersion), so that one that is repeated after a crash
-    is not added twice. The checkpoint of a path is in it, so that both are deleted together.
+    is not added twice.
     """
     writer = (
         scored.writeStream.format("delta")
         .outputMode("append")
         .trigger(availableNow=True)
-        .option("checkpointLocation", checkpoint or f"{target.rstrip('/')}/{CHECKPOINT}")
+        .option("checkpointLocation", checkpoint)
     )
     return writer.start(target) if is_path(target) else writer.toTable(target)
 

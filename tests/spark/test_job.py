@@ -144,8 +144,10 @@ def test_a_table_in_the_catalog_is_named_by_its_name(
     assert spark.table("scored").count() == 60
     with pytest.raises(ConfigError, match="checkpoint' is missing; scored is a name"):
         run(named | {"target": {"table": "scored"}})
-    spark.sql("drop table messages")
     spark.sql("drop table scored")
+    with pytest.raises(TableError, match=f"scored: is gone, but {checkpoint} remembers what was"):
+        run(named)
+    spark.sql("drop table messages")
 
 
 @pytest.mark.parametrize(
