@@ -9,6 +9,7 @@ largest resident size of any Python worker. Linux only (it reads /proc).
 
 import argparse
 import gc
+import os
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -100,15 +101,24 @@ def memory(spark: "SparkSession") -> dict[str, float]:
 
 
 def workers() -> list[str]:
-    """Return the process ids of Spark's Python workers: the daemon's children."""
+    """Return the process ids of this program's Python workers, and of the daemon they come from."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        process = command.parent.name
         try:
-            if b"pyspark.daemon" in status.read_bytes():
-                found.append(status.parent.name)
+            if b"pyspark.daemon" in command.read_bytes() and is_ours(process):
+                found.append(process)
         except OSError:
             continue  # it has ended meanwhile
     return found
+
+
+def is_ours(process: str) -> bool:
+    """Tell whether a process comes from this one."""
+    while process not in ("0", str(os.getpid())):
+        status = Path(f"/proc/{process}/status").read_text()
+        process = next(line.split()[1] for line in status.splitlines() if "PPid:" in line)
+    return process != "0"
 
 
 def resident_mib(process: str) -> float:

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from lakescore import __version__
-from lakescore.config import JobConfig, MlflowConfig
-from lakescore.errors import LakescoreError
+from lakescore.config import Aggregation, JobConfig, MlflowConfig, TaskName
+from lakescore.errors import LakescoreError, root_cause
 from lakescore.progress import show_progress
 
 if TYPE_CHECKING:
@@ -60,9 +60,12 @@ def mlflow_config(
     tracking_uri: str | None, registry_uri: str | None, experiment: str | None
 ) -> MlflowConfig:
     """Take MLflow's stores from the options."""
-    return with_store(
-        MlflowConfig(tracking_uri=tracking_uri, registry_uri=registry_uri, experiment=experiment)
-    )
+    given = {
+        "tracking_uri": tracking_uri,
+        "registry_uri": registry_uri,
+        "experiment": experiment,
+    }
+    return with_store(MlflowConfig.parse(given, origin="command line"))
 
 
 def with_store(config: MlflowConfig) -> MlflowConfig:
@@ -137,7 +140,7 @@ def report(
 @cli.command()
 @click.argument("table")
 @click.option("--model", required=True, help="A folder, org/name@revision, models:/… or runs:/….")
-@click.option("--task", required=True, type=click.Choice(["entities", "sentiment"]))
+@click.option("--task", required=True, type=click.Choice(get_args(TaskName)))
 @click.option("--tokens-column", default="tokens", show_default=True, help="Entities: the words.")
 @click.option("--tags-column", default="tags", show_default=True, help="Entities: their BIO tags.")
 @click.option("--text-column", default="text", show_default=True, help="Sentiment: the text.")
@@ -147,7 +150,7 @@ def report(
     "--aggregation",
     default="first",
     show_default=True,
-    type=click.Choice(["simple", "first", "average", "max"]),
+    type=click.Choice(get_args(Aggregation)),
     help="Entities: how the tokens of a word agree.",
 )
 @mlflow_options
@@ -255,8 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         # A worker's own error is a line somewhere in what Spark says of it.
         own = re.search(r"lakescore\.errors\.(\w+: .+)", str(error))
-        first = (str(error).strip().splitlines() or [""])[0]
-        said = own[1] if own else f"{type(error).__name__}: {first[:500]}"
+        said = own[1] if own else root_cause(error)
         click.echo(f"{said}\n--debug shows all of it", err=True)
         sys.exit(1)
 

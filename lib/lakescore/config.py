@@ -12,6 +12,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from lakescore.errors import ConfigError
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, for which a key that is there twice is an error, as YAML has it."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read one mapping as it is written: what a merge (<<) brings may be set again."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise ConfigError(f"line {line}: key {name!r} is there twice; keep one of them")
+            seen.add(name)
+        return node
+
+
 class Strict(BaseModel):
     """A group of settings: unknown keys are errors, values never change."""
 
@@ -26,11 +41,13 @@ class Strict(BaseModel):
         """
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ConfigError(f"{path}: {reason}; name a YAML file that can be read") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except ConfigError as error:
+            raise ConfigError(f"{path}, {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date may be none, too
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where}: not valid YAML; see conf/ for examples") from error
@@ -60,6 +77,9 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+TaskName = Literal["entities", "sentiment"]
+Aggregation = Literal["simple", "first", "average", "max"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -75,9 +95,9 @@ class SourceConfig(Strict):
     """The column to score."""
     columns: Names | None = None
     """The columns to carry into the target besides the key; all of them if not given."""
-    max_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    max_bytes: Annotated[int, Field(ge=1, lt=2**63)] = 64 * 2**20
     """About how many bytes of source files one micro-batch reads; a file is never divided."""
-    partitions: Annotated[int, Field(ge=1)] | None = None
+    partitions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Tasks that a micro-batch is divided into; by default four for each that can run at once."""
 
 
@@ -96,7 +116,7 @@ class EntitiesConfig(Strict):
 
     model: Name
     """A folder, `org/name@revision` on the Hub, `models:/name@alias` or `runs:/id/path`."""
-    aggregation: Literal["simple", "first", "average", "max"] = "first"
+    aggregation: Aggregation = "first"
     """How the tokens of a word agree, as in transformers' pipeline; `simple` takes each token
     for itself and may split words."""
 
@@ -124,7 +144,7 @@ class TasksConfig(Strict):
 class EncodingConfig(Strict):
     """How texts go through the models."""
 
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Dtype = "float32"
     """float32 equals transformers' pipeline; auto takes bfloat16 where the hardware has it."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one forward pass, padding included; 1024 on a CPU and 65536 on a GPU by default."""
@@ -165,7 +185,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: not of the form key=value; as in target.table=out")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {name}: {text!r} is not a YAML value; quote it") from error
     *parents, last = name.split(".")
     for depth, parent in enumerate(parents):
@@ -190,6 +210,8 @@ def _explain(problem: Any, model: type[Strict]) -> str:
         near = difflib.get_close_matches(where[-1], known, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"unknown key {key!r}; known: {', '.join(known)}{hint}"
+    if problem["type"] == "invalid_key":
+        return f"the key {problem['input']!r} is not text; put it in quotes, or take it out"
     if problem["type"] == "missing":
         return f"{key!r} is missing; give it a value"
     reason = str(problem["msg"]).removeprefix("Value error, ")

@@ -1,11 +1,13 @@
 """A snapshot on every executor: by broadcast, or as an artifact where there is only Connect."""
 
+import fcntl
 import io
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +45,31 @@ class Shipped:
         folder = _OPENED.get(self.fingerprint)
         if folder is None:
             folder = _worker_root() / self.fingerprint
-            if not folder.is_dir():
-                _unpack(self._archive, folder)
-            if open_snapshot(folder).fingerprint != self.fingerprint:
-                raise ModelError(f"{folder}: holds another model than its name says; delete it")
+            if not self._is_whole(folder):
+                self._unpack(folder)
             _OPENED[self.fingerprint] = folder
         return folder
+
+    def _unpack(self, folder: Path) -> None:
+        """Unpack aside and rename, one worker of a host at a time, if no other has done it."""
+        with (folder.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._is_whole(folder):
+                return
+            shutil.rmtree(folder, ignore_errors=True)  # a cleaner of /tmp may have left a part
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as aside:
+                unpacked = Path(aside) / folder.name
+                with zipfile.ZipFile(self._archive()) as archive:
+                    archive.extractall(unpacked)
+                unpacked.rename(folder)
+            if not self._is_whole(folder):
+                raise ModelError(f"{folder}: was changed while it was unpacked; run the job again")
+
+    def _is_whole(self, folder: Path) -> bool:
+        try:
+            return open_snapshot(folder).fingerprint == self.fingerprint
+        except (ModelError, OSError):
+            return False
 
     def _archive(self) -> Any:
         if self.artifact is None:
@@ -99,19 +120,6 @@ def _pack(folder: Path, target: Any) -> None:
             archive.write(path, path.name)
 
 
-def _unpack(open_archive: Callable[[], Any], folder: Path) -> None:
-    """Unpack aside and rename: other workers see the folder whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as aside:
-        unpacked = Path(aside) / folder.name
-        with zipfile.ZipFile(open_archive()) as archive:
-            archive.extractall(unpacked)
-        try:
-            unpacked.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another worker was first
-                raise
-
-
 def _worker_root() -> Path:
     """Return this user's own folder for snapshots on the host's local disk."""
     root = Path(tempfile.gettempdir()) / f"lakescore-{os.getuid()}"
@@ -142,4 +150,13 @@ def task_device(device_count: int) -> tuple[str, int]:
     if task is None:
         return device_for([], 0, device_count), 1
     gpu = task.resources().get("gpu")
-    return device_for(gpu.addresses if gpu else [], task.partitionId(), device_count), task.cpus()
+    return device_for(gpu.addresses if gpu else [], _first_partition(), device_count), task.cpus()
+
+
+@cache
+def _first_partition() -> int:
+    """Return this worker's first partition: it keeps that one's device, and loads models once."""
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    return task.partitionId() if task else 0

@@ -18,10 +18,10 @@ from typing import Literal
 from urllib.parse import urlparse
 
 from lakescore import java
+from lakescore.config import TaskName
 from lakescore.errors import LakescoreError
 
 Version = tuple[int, ...]
-Task = Literal["entities", "sentiment"]
 _DEVICES = "import json; from lakescore.encoder import device_report as r; print(json.dumps(r()))"
 
 
@@ -150,7 +150,7 @@ def store_file(tracking_uri: str) -> Path | None:
 
 def checks(
     *,
-    models: Mapping[Task, str] | None = None,
+    models: Mapping[TaskName, str] | None = None,
     tracking_uri: str | None = None,
     registry_uri: str | None = None,
     environment: Mapping[str, str] = os.environ,
@@ -256,7 +256,7 @@ def _store(tracking_uri: str | None, registry_uri: str | None) -> str:
     return tracking.describe_store()
 
 
-def _model(task: Task, reference: str) -> str:
+def _model(task: TaskName, reference: str) -> str:
     from lakescore.snapshot import resolve
 
     snapshot = resolve(reference, task=task)

@@ -5,12 +5,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lakescore.batching import pack
+from lakescore.batching import bucket, pack
+from lakescore.config import Dtype
 from lakescore.errors import ModelError
 from lakescore.text import ErrorCode, RowError, Windows
 from lakescore.tokens import Batch, Tokenizer, Tokens, collate
@@ -18,7 +19,6 @@ from lakescore.tokens import Batch, Tokenizer, Tokens, collate
 if TYPE_CHECKING:
     import torch
 
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 IntArray = npt.NDArray[np.int64]
 
 # Tokens in one forward pass, padding included, where the job does not say: small batches stay in
@@ -44,7 +44,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Request:
     """Everything that one call of `Encoder.score` reads."""
 
     tokenizer: Tokenizer
@@ -58,11 +58,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
+    limit = tokenizer.model_max_length  # null in some files: then the model's own counts
     return Tokenizer(
         tokenizer.backend_tokenizer,
         pad_id=tokenizer.pad_token_id,
         unknown_id=tokenizer.unk_token_id,
-        max_length=int(min(tokenizer.model_max_length, UNLIMITED)),
+        max_length=UNLIMITED if limit is None else int(min(limit, UNLIMITED)),
         pads_left=tokenizer.padding_side == "left",
     )
 
@@ -118,8 +119,8 @@ class Encoder:
         if missing := sorted(info["missing_keys"]):
             # transformers would fill them with random numbers, and only warn.
             raise ModelError(
-                f"{self._folder}: its weights lack {missing[0]} ({len(missing)} in all); save "
-                "the fine-tuned model again, with its head"
+                f"its weights lack {missing[0]} ({len(missing)} in all); save the fine-tuned "
+                "model again, with its head"
             )
         # Not by an argument, whose name and default ("auto" since 5.0) differ between versions.
         return model.eval().to(self.device, getattr(torch, dtype))
@@ -130,7 +131,7 @@ class Encoder:
         Memory running out halves the batches, down to one window, whose text then fails alone.
         A text whose logits are not finite is run again in float32 before it fails.
         """
-        job = Job(tokenizer, tokens, windows, top)
+        request = Request(tokenizer, tokens, windows, top)
         if self.is_token_model:
             row_of_target = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
         else:
@@ -138,18 +139,29 @@ class Encoder:
         arrays = self._empty(len(row_of_target), top=top)
         failed: dict[int, RowError] = {}
 
-        not_finite = self._run(self.model, job, np.arange(len(windows.row)), arrays, failed)
+        not_finite = self._run(self.model, request, np.arange(len(windows.row)), arrays, failed)
         rows = np.unique(row_of_target[not_finite])
-        if len(rows) and self.dtype_name != "float32":
-            if self._exact is None:
-                self._exact = self._load("float32")
+        tried = self.dtype_name
+        if len(rows) and tried != "float32" and (exact := self._in_float32()) is not None:
+            tried += ", then in float32"
             again = np.flatnonzero(np.isin(windows.row, rows))
-            not_finite = self._run(self._exact, job, again, arrays, failed)
+            not_finite = self._run(exact, request, again, arrays, failed)
             rows = np.unique(row_of_target[not_finite])
         for row in rows.tolist():
-            detail = f"the model's logits are not finite (in {self.dtype_name}, then in float32)"
+            detail = f"the model's logits are not finite (in {tried})"
             failed.setdefault(row, RowError(ErrorCode.NON_FINITE, detail))
         return Scores(arrays, failed)
+
+    def _in_float32(self) -> Any:
+        """Return the model in float32, loaded when first needed; None where it does not fit."""
+        if self._exact is None:
+            try:
+                self._exact = self._load("float32")
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                log.warning("no memory on %s for the model in float32", self.device)
+        return self._exact
 
     def _empty(self, targets: int, *, top: bool) -> tuple[npt.NDArray[Any], ...]:
         if top:
@@ -159,7 +171,7 @@ class Encoder:
     def _run(
         self,
         model: Any,
-        job: Job,
+        request: Request,
         chosen: IntArray,
         arrays: tuple[npt.NDArray[Any], ...],
         failed: dict[int, RowError],
@@ -168,14 +180,8 @@ class Encoder:
         import torch
 
         results, targets = [], []
-        for batch, members, logits in self._passes(model, job, chosen, failed):
-            if self.is_token_model:
-                kept = torch.from_numpy(batch.kept).to(self.device)
-                logits = logits.flatten(0, 1).index_select(0, kept)
-            logits = logits.float()
-            best = logits.softmax(-1).max(-1) if job.top else None
-            found = (logits,) if best is None else (best.indices, best.values)
-            results.append((torch.isfinite(logits).all(-1), *found))
+        for batch, members, found in self._passes(model, request, chosen, failed):
+            results.append(found)
             targets.append(batch.target if self.is_token_model else members)
         if not results:
             return np.zeros(0, np.int64)
@@ -187,33 +193,46 @@ class Encoder:
         return np.asarray(target[~finite])
 
     def _passes(
-        self, model: Any, job: Job, chosen: IntArray, failed: dict[int, RowError]
-    ) -> "Iterator[tuple[Batch, IntArray, torch.Tensor]]":
-        """Yield (batch, its windows, logits); halve what does not fit, down to one window."""
+        self, model: Any, request: Request, chosen: IntArray, failed: dict[int, RowError]
+    ) -> "Iterator[tuple[Batch, IntArray, tuple[torch.Tensor, ...]]]":
+        """Yield (batch, its windows, results); halve what does not fit, down to one window."""
         import torch
 
-        lengths = job.windows.lengths[chosen] + job.tokenizer.special_count
-        packs = pack(lengths, max_tokens=self.token_budget, max_rows=MAX_ROWS)
+        few_shapes = self.device.type == "cpu"
+        widths = request.windows.lengths + request.tokenizer.special_count
+        if few_shapes:
+            widths = np.minimum(bucket(widths), self.max_length)
+        packs = pack(
+            widths[chosen],
+            max_tokens=self.token_budget,
+            max_rows=MAX_ROWS,
+            few_shapes=few_shapes,
+        )
         waiting = deque(chosen[members] for members in packs)
         while waiting:
             members = waiting.popleft()
-            batch = collate(job.tokenizer, job.tokens, job.windows, members)
+            width = int(widths[members].max())
+            batch = collate(
+                request.tokenizer, request.tokens, request.windows, members, width=width
+            )
             try:
                 with torch.inference_mode():
-                    logits = self._forward(model, batch)
+                    found = self._read(self._forward(model, batch), batch, top=request.top)
             except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
                 if not _is_out_of_memory(error):
                     raise
                 size = batch.input_ids.size
             else:
-                yield batch, members, logits
+                yield batch, members, found
                 continue
             # Outside the handler, so that the exception no longer holds on to the tensors.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(members) == 1:
                 detail = f"one window of {size} tokens does not fit on {self.device}"
-                failed[int(job.windows.row[members[0]])] = RowError(ErrorCode.OUT_OF_MEMORY, detail)
+                failed[int(request.windows.row[members[0]])] = RowError(
+                    ErrorCode.OUT_OF_MEMORY, detail
+                )
                 continue
             self.token_budget = min(self.token_budget, max(size // 2, 1))
             log.warning(
@@ -221,6 +240,22 @@ class Encoder:
             )
             half = len(members) // 2
             waiting.extendleft((members[half:], members[:half]))
+
+    def _read(
+        self, logits: "torch.Tensor", batch: Batch, *, top: bool
+    ) -> "tuple[torch.Tensor, ...]":
+        """Return (whether finite, logits) or (whether finite, label, probability) of targets."""
+        import torch
+
+        if self.is_token_model:
+            kept = torch.from_numpy(batch.kept).to(self.device)
+            logits = logits.flatten(0, 1).index_select(0, kept)
+        logits = logits.float()
+        finite = torch.isfinite(logits).all(-1)
+        if not top:
+            return finite, logits
+        best = logits.softmax(-1).max(-1)
+        return finite, best.indices, best.values
 
     def _forward(self, model: Any, batch: Batch) -> "torch.Tensor":
         import torch
@@ -300,5 +335,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # On a CPU torch raises a plain RuntimeError.
-    return "can't allocate memory" in str(error)
+    # On a CPU, and in CUDA's own libraries, torch raises a plain RuntimeError.
+    said = str(error)
+    return any(sign in said for sign in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -11,6 +11,8 @@ A row that cannot be scored is never an exception: it is a value, `error.code`, 
 No message ever contains the text of a row.
 """
 
+from typing import Any
+
 
 class LakescoreError(Exception):
     """The root: catch it to catch whatever lakescore raises on purpose."""
@@ -34,3 +36,12 @@ class DataError(LakescoreError):
 
 class SetupError(LakescoreError):
     """Raised when the machine or the session lacks something; the message names the remedy."""
+
+
+def root_cause(error: Exception) -> str:
+    """Say in one line what was raised; of an error of Java's, its deepest cause."""
+    cause: Any = getattr(error, "java_exception", None)
+    while cause is not None and cause.getCause() is not None:
+        cause = cause.getCause()
+    said = f"{type(error).__name__}: {error}" if cause is None else str(cause.toString())
+    return (said.strip().splitlines() or [""])[0][:500]

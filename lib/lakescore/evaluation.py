@@ -3,29 +3,30 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lakescore import labelled, tracking
 from lakescore.config import (
+    Aggregation,
     EncodingConfig,
     EntitiesConfig,
     JobConfig,
     MlflowConfig,
     SentimentConfig,
     SourceConfig,
+    TaskName,
     TasksConfig,
 )
 from lakescore.errors import ConfigError, DataError, ModelError
 from lakescore.frame import score_with
-from lakescore.labelled import ColumnsConfig, Span, quoted, spans_of, word_offsets
+from lakescore.labelled import ColumnsConfig, Span, spans_of, word_offsets
 from lakescore.plan import make_plan
+from lakescore.tables import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame, SparkSession
 
-Task = Literal["entities", "sentiment"]
-Aggregation = Literal["simple", "first", "average", "max"]
 
 _TEXT, _TOKENS, _GOLD = "text", "gold_tokens", "gold"
 
@@ -145,7 +146,7 @@ def evaluate(
     spark: "SparkSession",
     table: str,
     *,
-    task: Task,
+    task: TaskName,
     model: str,
     columns: ColumnsConfig | None = None,
     types: Sequence[str] | None = None,
@@ -210,7 +211,7 @@ def evaluate(
     return result
 
 
-def _gold(spark: "SparkSession", table: str, task: Task, columns: ColumnsConfig) -> "DataFrame":
+def _gold(spark: "SparkSession", table: str, task: TaskName, columns: ColumnsConfig) -> "DataFrame":
     """The labelled columns under names of our own, and the text to score."""
     frame = labelled.read_table(spark, table)
     labelled.check_columns(dict(frame.dtypes), task, columns, table)

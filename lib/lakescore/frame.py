@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lakescore import tracking
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
 from lakescore.plan import Plan, load, make_plan
+from lakescore.tables import quoted
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import DataFrame
 
 
 # Columns that scoring adds, besides `Plan.result_columns`.
@@ -22,13 +24,16 @@ def score(df: "DataFrame", config: JobConfig) -> "DataFrame":
     """Return `df` with a column per task, and the columns `n_tokens`, `error` and `model`.
 
     All tasks are scored in one pass. `error` (code, detail) is null for a row that was scored;
-    for one that could not be, the tasks' columns are. Of `config`, `source.table` and `target`
-    are not read.
+    for one that could not be, the tasks' columns are. Of `config`, `source.table`, `target` and
+    `mlflow.experiment` are not read: no run is recorded.
 
     Raises:
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         TableError: a column is missing, is not text, or has a name that scoring needs.
     """
+    at = config.mlflow
+    if at.tracking_uri or at.registry_uri:  # the models may be there
+        tracking.configure(at.tracking_uri, None, registry_uri=at.registry_uri)
     return score_with(make_plan(df.sparkSession, config.tasks, config.encoding), df, config)
 
 
@@ -46,7 +51,7 @@ def score_with(
 
     carried = _carried(df, config, plan)
     wanted = list(dict.fromkeys([*carried, config.source.text]))
-    chosen = df.select(*(_column(name) for name in wanted))
+    chosen = df.select(*(F.col(quoted(name)) for name in wanted))
     schema = StructType(
         [chosen.schema[name] for name in carried]
         + [StructField(name, from_arrow_type(kind)) for name, kind in plan.result_columns]
@@ -59,12 +64,6 @@ def score_with(
         F.lit(value) for each in plan.tasks for value in (each.task.name, each.snapshot.version)
     ]
     return scored.withColumn("model", F.create_map(*versions))
-
-
-def _column(name: str) -> "Column":
-    from pyspark.sql import functions as F
-
-    return F.col("`" + name.replace("`", "``") + "`")  # a name may hold a dot
 
 
 def _carried(df: "DataFrame", config: JobConfig, plan: Plan) -> list[str]:

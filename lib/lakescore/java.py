@@ -22,6 +22,7 @@ _FOLDERS = (
     "~/.sdkman/candidates/java/*",
     "~/.jdks/*",
     "~/.jdk/*",
+    ".java/*",  # where the project's make puts its own
 )
 
 

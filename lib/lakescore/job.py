@@ -49,14 +49,20 @@ def score_table(
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         TableError: the source is missing, or does not fit the target.
     """
+    from pyspark.errors import StreamingQueryException
     from pyspark.sql import functions as F
 
+    if config.report is not None:  # else a long run would end in that error
+        from lakescore.report import check_output
+
+        check_output(Path(config.report))
     tracking.configure(
         config.mlflow.tracking_uri,
         config.mlflow.experiment,
         registry_uri=config.mlflow.registry_uri,
     )
     source, target = tables.job_tables(config)
+    source_version = tables.version(spark, source)
     stream = tables.read_new(spark, source, max_bytes=config.source.max_bytes)
     made = make_plan(spark, config.tasks, config.encoding)
     rows_done = None if is_connect(spark) else spark.sparkContext.accumulator(0)
@@ -67,7 +73,6 @@ def score_table(
     tables.check_target(spark, target, scored.schema)
     checkpoint = tables.checkpoint_of(target, config.target.checkpoint)
     tables.check_checkpoint(spark, target, checkpoint)
-    source_version = tables.version(spark, source)
     rows_before = tables.count(spark, target)
     rows_in_all = max(tables.count(spark, source) - rows_before, 0)
 
@@ -90,7 +95,11 @@ def score_table(
                     totals.add(batch.observed, rows_in=batch.rows_in)
                     run.log_metrics(totals.metrics(time.monotonic() - began), step=last)
                 done = totals.rows if rows_done is None else max(totals.rows, rows_done.value)
-                progress(min(done, rows_in_all), rows_in_all)
+                progress(done, max(done, rows_in_all))
+        except StreamingQueryException as error:
+            if (known := tables.stopped(error, source, checkpoint)) is None:
+                raise
+            raise known from error
         finally:
             query.stop()
         if totals.rows_in != totals.rows:

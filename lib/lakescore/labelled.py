@@ -3,10 +3,10 @@
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lakescore import tables
-from lakescore.config import Name, Strict
+from lakescore.config import Name, Strict, TaskName
 from lakescore.errors import DataError, TableError
 
 if TYPE_CHECKING:
@@ -99,14 +99,9 @@ def read_table(spark: "SparkSession", table: str) -> "DataFrame":
         raise TableError(f"{table}: no Parquet file or folder there; check the path") from error
 
 
-def quoted(column: str) -> str:
-    """A column's name in a Spark expression: it may hold a dot or a space."""
-    return "`" + column.replace("`", "``") + "`"
-
-
 def check_columns(
     types: Mapping[str, str],
-    task: Literal["entities", "sentiment"],
+    task: TaskName,
     columns: ColumnsConfig,
     table: str,
 ) -> None:

@@ -1,6 +1,5 @@
 """What is counted while rows are written: expressions that Spark observes, and their sums."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 # The name of the observation in a query's progress.
 OBSERVATION = "lakescore"
 ROWS, TOKENS = "rows", "tokens"
+_SCORE_SUMS = ("entities_score_sum", "sentiment_score_sum")  # recorded as means
 
 
 def observations(tasks: list[Task]) -> "list[Column]":
@@ -34,10 +34,7 @@ def observations(tasks: list[Task]) -> "list[Column]":
             sums |= _entity_sums(task)
         elif isinstance(task, Sentiment):
             sums |= _sentiment_sums(task)
-    return [
-        F.coalesce(value, F.lit(0)).cast("double").alias(metric_name(name))
-        for name, value in sums.items()
-    ]
+    return [F.coalesce(value, F.lit(0)).cast("double").alias(name) for name, value in sums.items()]
 
 
 def _entity_sums(task: Entities) -> "dict[str, Column]":
@@ -69,11 +66,6 @@ def _sentiment_sums(task: Sentiment) -> "dict[str, Column]":
     return sums | {f"{task.name}_score_sum": F.sum(score)}
 
 
-def metric_name(name: str) -> str:
-    """Return `name` with what MLflow does not take in a metric's name made an underscore."""
-    return re.sub(r"[^\w\-. /]", "_", name)
-
-
 @dataclass
 class Totals:
     """The sums of a run so far, and what follows from them."""
@@ -101,7 +93,7 @@ class Totals:
     def metrics(self, seconds: float) -> dict[str, float]:
         """Return what MLflow records, of a run that has taken `seconds` so far."""
         scored = self.rows - sum(self.failed.values())
-        found = {name: value for name, value in self.sums.items() if not name.endswith("_sum")}
+        found = {name: value for name, value in self.sums.items() if name not in _SCORE_SUMS}
         entities = self._group("entities/")
         labels = self._group("sentiment/")
         found["rows_scored"] = float(scored)

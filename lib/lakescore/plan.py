@@ -1,6 +1,8 @@
 """From models named in a configuration to a scorer in every worker."""
 
+import gc
 import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lakescore.config import EncodingConfig, TasksConfig
+from lakescore.config import Dtype, EncodingConfig, TasksConfig
 from lakescore.distribute import Shipped, ship, task_device
-from lakescore.encoder import Dtype, Encoder, device_count, load_tokenizer
+from lakescore.encoder import Encoder, device_count, load_tokenizer
 from lakescore.scorer import ERROR_TYPE, Limits, LoadedTask, Scorer
 from lakescore.snapshot import Snapshot, resolve
 from lakescore.tasks import Task
@@ -88,7 +90,17 @@ def load(plan: Plan) -> Scorer:
 def _encoder(
     folder: Path, device: str, dtype: Dtype, token_budget: int | None, threads: int
 ) -> Encoder:
-    return Encoder(folder, device=device, dtype=dtype, token_budget=token_budget, threads=threads)
+    encoder = Encoder(
+        folder, device=device, dtype=dtype, token_budget=token_budget, threads=threads
+    )
+    # PySpark collects garbage after each task, which takes 0.1 s for what torch and transformers
+    # have imported: none of that ever becomes garbage.
+    gc.freeze()
+    # It also has Python look again, at each task, into every archive that imports went past; it
+    # puts Delta's jars among them, whose lists of files are long.
+    for path in [path for path in sys.path_importer_cache if path.endswith(".jar")]:
+        del sys.path_importer_cache[path]
+    return encoder
 
 
 _TOKENIZERS: dict[str, Tokenizer] = {}

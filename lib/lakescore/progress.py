@@ -33,15 +33,15 @@ def show_progress() -> Iterator[Progress]:
 def line_progress(clock: Callable[[], float]) -> Progress:
     """Return a `Progress` that prints a line now and then, and always one at the end."""
     began = said = clock()
-    ended = False
+    last = -1
 
     def say(done: int, total: int) -> None:
-        nonlocal said, ended
+        nonlocal said, last
         now = clock()
         is_end = done >= total
-        if (ended and is_end) or not (is_end or now - said >= SECONDS_PER_LINE):
+        if done == last or not (is_end or now - said >= SECONDS_PER_LINE):
             return
-        said, ended = now, is_end
+        said, last = now, done
         rate = done / max(now - began, 1e-9)
         left = f", {(total - done) / rate:,.0f} s left" if rate and not is_end else ""
         text = f"scored {done:,} of {total:,} rows, {rate:,.0f} rows/s{left}"

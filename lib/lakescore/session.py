@@ -26,6 +26,11 @@ LAPTOP_SETTINGS = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "2g",
+    # What the web page would show of the past: there is none, and a long job has much of it.
+    "spark.ui.retainedJobs": "20",
+    "spark.ui.retainedStages": "20",
+    "spark.ui.retainedTasks": "200",
+    "spark.sql.ui.retainedExecutions": "20",
     "spark.sql.session.timeZone": "UTC",
 }
 
@@ -56,7 +61,7 @@ def local_session(
             "pip install 'lakescore[local]'"
         ) from error
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if "JAVA_HOME" not in os.environ and (java := find_java()) is not None:
+    if (java := find_java()) is not None:  # JAVA_HOME's own, if that one fits
         os.environ["JAVA_HOME"] = str(java.home)
     builder = SparkSession.builder.appName(app_name).master(master)
     for key, value in {**LAPTOP_SETTINGS, **DELTA_SETTINGS, **(settings or {})}.items():

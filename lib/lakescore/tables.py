@@ -4,14 +4,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
-from lakescore.errors import ConfigError, TableError
+from lakescore.errors import ConfigError, TableError, root_cause
 
 if TYPE_CHECKING:
+    from pyspark.errors import StreamingQueryException
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.types import StructType
 
 CHECKPOINT = "_lakescore_checkpoint"
+# What Spark and Delta say of a table that is not there; all else is about one that is.
+_MISSING = frozenset(
+    {
+        "DELTA_MISSING_DELTA_TABLE",
+        "DELTA_PATH_DOES_NOT_EXIST",
+        "DELTA_TABLE_NOT_FOUND",
+        "PATH_NOT_FOUND",
+        "SCHEMA_NOT_FOUND",
+        "TABLE_OR_VIEW_NOT_FOUND",
+    }
+)
 
 
 def is_path(table: str) -> bool:
@@ -19,11 +31,32 @@ def is_path(table: str) -> bool:
     return "/" in table
 
 
+def quoted(column: str) -> str:
+    """Return a column's name for a Spark expression: it may hold a dot or a space."""
+    return "`" + column.replace("`", "``") + "`"
+
+
 def load(spark: "SparkSession", table: str) -> "DataFrame":
     """Read a Delta table by name or path.
 
     Raises:
         TableError: there is no such table, or it is not Delta.
+    """
+    found = _find(spark, table)
+    if found is None:
+        remedy = f"name the table as the catalog does, or its path with a slash (./{table})"
+        if is_path(table):
+            remedy = "name the folder that holds its _delta_log, or the table as the catalog does"
+        kind = "path" if is_path(table) else "name"
+        raise TableError(f"{table}: no Delta table under this {kind}; {remedy}")
+    return found
+
+
+def _find(spark: "SparkSession", table: str) -> "DataFrame | None":
+    """Read a table; None where there is none.
+
+    Raises:
+        TableError: something is there that cannot be read, or the name is none.
     """
     from pyspark.errors import AnalysisException
 
@@ -33,21 +66,33 @@ def load(spark: "SparkSession", table: str) -> "DataFrame":
         found.schema  # noqa: B018  # Connect looks for the table only when it is asked
         return found
     except AnalysisException as error:
-        kind = "path" if is_path(table) else "name"
-        raise TableError(
-            f"{table}: no Delta table under this {kind}; a path has a slash (./{table} for one "
-            "in this folder), a name is known to the catalog"
-        ) from error
+        condition = getattr(error, "getCondition", error.getErrorClass)  # its name since Spark 4
+        if condition() in _MISSING:
+            return None
+        reason = str(error).strip().splitlines()[0][:200]
+        raise TableError(f"{table}: cannot be read; check the name and the grants: {reason}") from (
+            error
+        )
 
 
 def version(spark: "SparkSession", table: str) -> int:
-    """Return the number of a Delta table's latest commit."""
-    from delta.tables import DeltaTable
+    """Return the number of a Delta table's latest commit.
 
+    Raises:
+        TableError: there is no such table, or it is a view, or of another format.
+    """
+    from delta.tables import DeltaTable
+    from pyspark.errors import AnalysisException
+
+    load(spark, table)
     delta = DeltaTable.forPath if is_path(table) else DeltaTable.forName
-    latest = delta(spark, table).history(1).select("version").first()
-    if latest is None:
-        raise TableError(f"{table}: has no history; is it a Delta table?")
+    try:
+        latest = delta(spark, table).history(1).select("version").first()
+    except AnalysisException as error:
+        raise TableError(
+            f"{table}: is not a Delta table; name one, or save it with format delta"
+        ) from error
+    assert latest is not None  # a Delta table has a first commit
     return int(latest["version"])
 
 
@@ -62,6 +107,8 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
         raise ConfigError("'source.table' is missing; name the Delta table to score")
     if not config.source.key:
         raise ConfigError("'source.key' is missing; name the columns that identify a row")
+    if target is not None and source.rstrip("/") == target.rstrip("/"):
+        raise ConfigError(f"'target.table' is {target}, the source; name another table")
     if target is None:
         raise ConfigError("'target.table' is missing; name the Delta table to append to")
     if config.target.checkpoint is None and not is_path(target):
@@ -75,28 +122,22 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
 def read_new(spark: "SparkSession", source: str, *, max_bytes: int) -> "DataFrame":
     """Return a stream of a table's rows, in micro-batches of about `max_bytes` of its files.
 
-    The checkpoint of the query that writes it says which rows are new.
-
-    Raises:
-        TableError: there is no such table.
+    The checkpoint of the query that writes it says which rows are new. That it is a Delta table
+    is known: `version` was asked.
     """
-    load(spark, source)
     reader = spark.readStream.format("delta").option("maxBytesPerTrigger", max_bytes)
     return reader.load(source) if is_path(source) else reader.table(source)
 
 
 def count(spark: "SparkSession", table: str) -> int:
     """Count a table's rows, which Delta knows without reading them; 0 if it does not exist."""
-    return load(spark, table).count() if exists(spark, table) else 0
+    found = _find(spark, table)
+    return 0 if found is None else found.count()
 
 
 def exists(spark: "SparkSession", table: str) -> bool:
     """Tell whether there is a Delta table of that name or path."""
-    try:
-        load(spark, table)
-    except TableError:
-        return False
-    return True
+    return _find(spark, table) is not None
 
 
 def check_target(spark: "SparkSession", table: str, schema: "StructType") -> None:
@@ -105,11 +146,12 @@ def check_target(spark: "SparkSession", table: str, schema: "StructType") -> Non
     Raises:
         TableError: a column is missing on either side, or has another type.
     """
-    if not exists(spark, table):
+    found = _find(spark, table)
+    if found is None:
         return
-    there = {field.name: field.dataType.simpleString() for field in load(spark, table).schema}
+    there = {field.name: field.dataType.simpleString() for field in found.schema}
     ours = {field.name: field.dataType.simpleString() for field in schema}
-    for name in ours.keys() | there.keys():
+    for name in [*ours, *there]:
         if ours.get(name) != there.get(name):
             raise TableError(
                 f"{table}: its column {name!r} is {there.get(name, 'missing')}, the job's is "
@@ -138,8 +180,9 @@ def check_checkpoint(spark: "SparkSession", target: str, checkpoint: str) -> Non
         return
     if commits:
         raise TableError(
-            f"{target}: is gone, but {checkpoint} remembers what was read for it; delete that "
-            "folder too, to score the source from its beginning"
+            f"{target}: is not there, but {checkpoint} remembers what was read for a target; if "
+            "that is another one, name another target.checkpoint; if this one was deleted, delete "
+            "that folder too, to score the source from its beginning"
         )
 
 
@@ -156,7 +199,36 @@ def append(scored: "DataFrame", target: str, checkpoint: str) -> "StreamingQuery
         .trigger(availableNow=True)
         .option("checkpointLocation", checkpoint)
     )
-    return writer.start(target) if is_path(target) else writer.toTable(target)
+    try:
+        return writer.start(target) if is_path(target) else writer.toTable(target)
+    except Exception as error:  # of Java's own: of a file system, for instance
+        if not hasattr(error, "java_exception"):
+            raise
+        raise TableError(
+            f"{target}: it, or its checkpoint {checkpoint}, cannot be written "
+            f"({root_cause(error)}); name a folder that can"
+        ) from error
+
+
+def stopped(error: "StreamingQueryException", source: str, checkpoint: str) -> TableError | None:
+    """Say why a query stopped, where it is about the tables; Delta's own words may quote rows."""
+    said = str(error)
+    if "DELTA_SOURCE_TABLE_IGNORE_CHANGES" in said or "DELTA_SOURCE_IGNORE_DELETE" in said:
+        return TableError(
+            f"{source}: rows in it were changed or deleted since the last run, and the job only "
+            "adds rows; score it into a new target.table, with a checkpoint of its own"
+        )
+    if "DIFFERENT_DELTA_TABLE_READ_BY_STREAMING_SOURCE" in said:
+        return TableError(
+            f"{source}: is not the table that {checkpoint} remembers; it was made anew, or another "
+            "job has this checkpoint: name another target.table and target.checkpoint"
+        )
+    if "DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES" in said:
+        return TableError(
+            f"{source}: the name of one of its columns holds a space or one of ,;{{}}()=, which "
+            "the target cannot have; leave it out by source.columns"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

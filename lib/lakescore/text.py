@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lakescore.errors import TableError
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -44,6 +46,12 @@ class DistinctTexts:
     row_to_text: IntArray
 
 
+_TEXT_TYPES = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+)
 NULL_TEXT = RowError(ErrorCode.NULL_TEXT, "the text is null")
 
 
@@ -52,7 +60,12 @@ def read_texts(column: pa.Array) -> DistinctTexts:
 
     Spark does not check the bytes of its strings (a cast from binary can hold anything), so they
     are decoded here one by one, where a bad one costs its own row and not the batch.
+
+    Raises:
+        TableError: the column holds something else.
     """
+    if not (pa.types.is_null(column.type) or any(is_kind(column.type) for is_kind in _TEXT_TYPES)):
+        raise TableError(f"the column to score is {column.type}, not text; cast it to string")
     encoded = column.cast(pa.large_binary()).dictionary_encode()
     texts: list[str] = []
     errors: dict[int, RowError] = {}
@@ -77,16 +90,22 @@ def encode_texts(texts: list[object]) -> pa.Array:
 
     For texts that do not come out of Spark's Arrow: a lone surrogate becomes bytes that are not
     UTF-8 (and so the row's error), and None and NaN become null.
+
+    Raises:
+        TableError: a value is something else.
     """
-    raw = [
-        text.encode("utf-8", "surrogatepass")
-        if isinstance(text, str)
-        else text
-        if isinstance(text, bytes)
-        else None
-        for text in texts
-    ]
-    return pa.array(raw, pa.large_binary())
+
+    def encode(text: object) -> bytes | None:
+        if isinstance(text, str):
+            return text.encode("utf-8", "surrogatepass")
+        if text is None or isinstance(text, bytes):
+            return text
+        if isinstance(text, float) and text != text:
+            return None
+        kind = type(text).__name__
+        raise TableError(f"the column to score holds {kind}, not text; cast it to string")
+
+    return pa.array([encode(text) for text in texts], pa.large_binary())
 
 
 def chunks(texts: list[str], *, max_characters: int) -> Iterator[slice]:

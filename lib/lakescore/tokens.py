@@ -147,11 +147,12 @@ class Batch:
     target: IntArray
 
 
-def collate(tokenizer: Tokenizer, tokens: Tokens, windows: Windows, chosen: IntArray) -> Batch:
-    """Lay the `chosen` windows side by side, with special tokens and padding."""
+def collate(
+    tokenizer: Tokenizer, tokens: Tokens, windows: Windows, chosen: IntArray, *, width: int
+) -> Batch:
+    """Lay the `chosen` windows side by side, with special tokens, padded to `width` tokens."""
     prefix, suffix = tokenizer.prefix, tokenizer.suffix
     content = windows.lengths[chosen]
-    width = int(content.max()) + tokenizer.special_count
     padding = width - content - tokenizer.special_count
     margin = padding if tokenizer.pads_left else np.zeros_like(padding)
     # Where each cell stands in its window's own tokens: negative in the prefix, and so on.

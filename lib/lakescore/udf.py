@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lakescore.config import EncodingConfig, EntitiesConfig, SentimentConfig, TasksConfig
+from lakescore.config import (
+    Aggregation,
+    EncodingConfig,
+    EntitiesConfig,
+    SentimentConfig,
+    TasksConfig,
+)
 from lakescore.errors import SetupError
 from lakescore.plan import Plan, load, make_plan
-from lakescore.tasks.entities import Aggregation
 from lakescore.text import encode_texts
 
 if TYPE_CHECKING:
@@ -86,13 +91,16 @@ def _column_udf(plan: Plan) -> Any:
 
     import pandas as pd
 
+    def encode_series(column: pd.Series) -> pa.Array:
+        return encode_texts(column.astype(object).where(column.notna(), None).tolist())
+
     def score_series(columns: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        for values in score_arrays(encode_texts(column.tolist()) for column in columns):
+        for values in score_arrays(map(encode_series, columns)):
             yield values.to_pandas()
 
     def score_frames(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         # Before 4.1 a struct comes as a frame, where a failed text is a row of nulls.
-        for values in score_arrays(encode_texts(column.tolist()) for column in columns):
+        for values in score_arrays(map(encode_series, columns)):
             yield pd.DataFrame(dict(zip(("label", "score"), values.flatten(), strict=True)))
 
     is_struct = pa.types.is_struct(task.arrow_type)

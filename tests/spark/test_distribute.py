@@ -1,15 +1,23 @@
 """Models on executors: real processes of a local cluster, and a real Spark Connect server."""
 
+import io
 import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore.distribute import device_for
+from lakescore.distribute import Shipped, device_for, task_device
+from lakescore.snapshot import open_snapshot, resolve
 from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.spark
 
@@ -85,7 +93,8 @@ with local_session(master=master, settings=gpus, log_file=Path(folder) / "spark.
     texts = spark.range(40).selectExpr("id", "concat('Maria ', id, ' in Lisbon') as text")
     rows = lakescore.score(texts.repartition(4), config).collect()
     print("scored", sum(row.error is None for row in rows))
-    unpacked = [each for root in Path(folder).glob("lakescore-*") for each in root.iterdir()]
+    unpacked = [each for root in Path(folder).glob("lakescore-*") for each in root.iterdir()
+                if each.is_dir()]
     print("unpacked", len(unpacked), {each.name for each in unpacked} == {
         row.model["entities"].removeprefix("sha256:") for row in rows})
 """
@@ -103,6 +112,38 @@ def test_each_task_of_an_executor_has_its_own_gpu_and_the_model_is_unpacked_once
         "scored 40",
         "unpacked 1 True",
     ]
+
+
+def test_a_worker_keeps_its_first_device_for_all_its_partitions(spark: "SparkSession") -> None:
+    def device(partition: int, rows: Any) -> Any:
+        list(rows)
+        yield os.getpid(), partition, task_device(device_count=8)[0]
+
+    seen = spark.sparkContext.parallelize(range(8), 8).mapPartitionsWithIndex(device).collect()
+    workers = {process for process, _, _ in seen}
+    assert len(workers) < len(seen)  # local[2] has two workers, which serve eight partitions
+    assert len({(process, name) for process, _, name in seen}) == len(workers)
+
+
+def test_a_copy_that_was_damaged_on_its_host_is_unpacked_again(
+    entity_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    opened: dict[str, Path] = {}
+    monkeypatch.setattr("lakescore.distribute._OPENED", opened)
+    snapshot = resolve(str(entity_model), task="entities")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as writer:
+        for path in snapshot.folder.iterdir():
+            writer.write(path, path.name)
+    shipped = Shipped(snapshot.fingerprint, SimpleNamespace(value=archive.getvalue()), None)
+    folder = shipped.folder()
+    assert folder.is_relative_to(tmp_path)
+    (folder / "model.safetensors").unlink()
+    opened.clear()
+    assert shipped.folder() == folder
+    assert open_snapshot(folder).fingerprint == snapshot.fingerprint
+    assert {path.name for path in folder.parent.iterdir()} == {".lock", snapshot.fingerprint}
 
 
 CONNECT = """

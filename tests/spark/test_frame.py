@@ -1,10 +1,12 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import lakescore
-from lakescore import JobConfig, TableError
+from lakescore import JobConfig, TableError, tracking
+from lakescore.snapshot import resolve_any
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -101,3 +103,31 @@ def test_a_frame_that_does_not_fit_is_refused_before_any_task_runs(
     with pytest.raises(TableError) as raised:
         lakescore.score(spark.createDataFrame([], schema), config(tasks, **source))
     assert str(raised.value) == message
+
+
+@pytest.fixture
+def _tracking_as_before() -> Iterator[None]:
+    """MLflow's store is the whole process's."""
+    mlflow = pytest.importorskip("mlflow")
+    before = mlflow.get_tracking_uri()
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.usefixtures("_tracking_as_before")
+def test_models_are_found_in_the_mlflow_that_the_configuration_names(
+    spark: "SparkSession", entity_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
+    own, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("own", "other"))
+    tracking.configure(own, "tests")
+    tracking.register(resolve_any(str(entity_model)), name="ner", alias="champion")
+    tracking.configure(other, None)
+    named = JobConfig.parse(
+        {
+            "tasks": {"entities": {"model": "models:/ner@champion"}},
+            "mlflow": {"tracking_uri": own},
+        }
+    )
+    [row] = lakescore.score(spark.createDataFrame([("Maria",)], "text string"), named).collect()
+    assert row.model == {"entities": "models:/ner/1"}

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_a_table_in_the_catalog_is_named_by_its_name(
     with pytest.raises(ConfigError, match="checkpoint' is missing; scored is a name"):
         run(named | {"target": {"table": "scored"}})
     spark.sql("drop table scored")
-    with pytest.raises(TableError, match=f"scored: is gone, but {checkpoint} remembers what was"):
+    with pytest.raises(TableError, match=f"scored: is not there, but {checkpoint} remembers"):
         run(named)
     spark.sql("drop table messages")
 
@@ -170,10 +171,54 @@ def test_a_job_without_its_tables_is_refused(
 
 
 def test_a_source_that_is_not_there_is_named(settings: dict[str, Any], run: Run) -> None:
-    with pytest.raises(TableError, match=r"/none: no Delta table under this path; a path has a"):
+    with pytest.raises(TableError, match=r"/none: no Delta table under this path; name the folder"):
         run(settings | {"source": {"table": "/none", "key": "id"}})
     with pytest.raises(TableError, match="none: no Delta table under this name"):
         run(settings | {"source": {"table": "none", "key": "id"}})
+
+
+def test_a_source_that_is_not_delta_is_named(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    spark.sql("create or replace temporary view seen as select 1L id, 'a' text")
+    named = settings | {"source": {"table": "seen", "key": "id"}}
+    with pytest.raises(TableError, match=r"^seen: is not a Delta table; name one, or save it with"):
+        run(named)
+    with pytest.raises(TableError, match=r"^a b: cannot be read; check the name and the grants: "):
+        run(settings | {"source": {"table": "a b", "key": "id"}})
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_scored(
+    settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    target = {"target": {"table": f"{tmp_path}/file/target"}}
+    with pytest.raises(TableError, match=r"/file/target: it, or its checkpoint .* cannot be writ"):
+        run(settings | target)
+    with pytest.raises(ConfigError, match=r"/file/r.html: \w.*; name a file that can be written"):
+        run(settings | {"report": f"{tmp_path}/file/r.html"})
+    with pytest.raises(ConfigError, match=r": Is a directory; name a file that can be written"):
+        run(settings | {"report": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"'target.table' is .*/source, the source; name another"):
+        run(settings | {"target": {"table": settings["source"]["table"]}})
+    assert not Path(settings["target"]["table"]).exists()
+
+
+def test_rows_that_change_in_the_source_stop_the_job_and_no_row_is_quoted(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    run(settings)
+    spark.sql(f"delete from delta.`{settings['source']['table']}` where text like 'Maria 7%'")
+    with pytest.raises(
+        TableError, match=r"/source: rows in it were changed or deleted since"
+    ) as it:
+        run(settings)
+    assert "Maria" not in str(it.value)
+    again = spark.createDataFrame(ROWS, "id long, text string").write.format("delta")
+    shutil.rmtree(settings["source"]["table"])
+    again.save(settings["source"]["table"])
+    with pytest.raises(TableError, match=r"/source: is not the table that .* remembers; it was ma"):
+        run(settings)
 
 
 def test_a_target_with_other_columns_is_refused_and_left_as_it_is(

@@ -50,6 +50,15 @@ def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
             "'encoding.dtype' is 'float8': input should be 'float32', 'bfloat16', 'float16' or "
             "'auto'",
         ),
+        (
+            ENTITIES | {"source": {"max_bytes": 2**63}},
+            "'source.max_bytes' is 9223372036854775808: input should be less than "
+            "9223372036854775808",
+        ),
+        (
+            ENTITIES | {True: "x"},
+            "the key True is not text; put it in quotes, or take it out",
+        ),
         (ENTITIES | {"source": {"key": [1]}}, "'source.key' is 1: input should be a valid string"),
     ],
 )
@@ -71,6 +80,12 @@ def test_each_wrong_setting_has_a_line_of_its_own() -> None:
     ("text", "message"),
     [
         ("tasks: [\n- }", "job.yml, line 2: not valid YAML; see conf/ for examples"),
+        (
+            "tasks: {}\nsource: {key: a,\n key: b}\n",
+            "job.yml, line 3: key 'key' is there twice; keep one of them",
+        ),
+        ("due: 2026-13-45\n", "job.yml: not valid YAML; see conf/ for examples"),
+        ("[" * 5000, "job.yml: not valid YAML; see conf/ for examples"),
         ("- 1\n", "job.yml: holds no keys; see conf/ for examples"),
         ("", "job.yml: holds no keys; see conf/ for examples"),
     ],
@@ -79,6 +94,13 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, mes
     with pytest.raises(ConfigError) as raised:
         JobConfig.load(write(tmp_path, text))
     assert str(raised.value).endswith(message)
+
+
+def test_a_key_that_a_merge_brought_may_be_set_again(tmp_path: Path) -> None:
+    text = "tasks: {entities: &one {model: a}, sentiment: {<<: *one, model: b}}\n"
+    job = JobConfig.load(write(tmp_path, text))
+    assert job.tasks.sentiment is not None
+    assert job.tasks.sentiment.model == "b"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

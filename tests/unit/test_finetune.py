@@ -20,6 +20,7 @@ from tests.tiny_models import (
     CORPUS,
     ENTITY_LABELS,
     SENTIMENT_LABELS,
+    bpe_tokenizer,
     tiny_model,
     wordpiece_tokenizer,
 )
@@ -48,6 +49,19 @@ def test_tokens_keep_single_spaces_or_get_those_that_a_person_would_type() -> No
 def test_each_piece_of_a_token_is_labelled_and_only_the_first_begins() -> None:
     tags = examples.piece_tags(["B-PER", "I-PER", "O"], [0, 5, 10], np.array([0, 2, 5, 7, 10, 11]))
     assert tags == ["B-PER", "I-PER", "I-PER", "I-PER", "O", "O"]
+
+
+def test_a_tokenizer_that_counts_spaces_to_words_moves_no_label() -> None:
+    row = TaggedText(("I", "met", "Bob", "in", "Paris"), ("O", "O", "B-PER", "O", "B-LOC"))
+    tokenizer = bpe_tokenizer(trim_offsets=False)
+    [example] = examples.tagged_examples([row], tokenizer, ENTITY_LABELS, natural=[False])
+    encoding = tokenizer.encode(row.text, add_special_tokens=False)
+    begun = {
+        row.text[start:].split()[0]: ENTITY_LABELS[label]
+        for (start, _), label in zip(encoding.offsets, example.labels.tolist(), strict=True)
+        if start == 0 or row.text[start] == " "
+    }
+    assert begun == {"I": "O", "met": "O", "Bob": "B-PER", "in": "O", "Paris": "B-LOC"}
 
 
 @pytest.mark.parametrize("natural", [False, True])

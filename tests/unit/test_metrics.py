@@ -1,6 +1,6 @@
 import pytest
 
-from lakescore.metrics import Totals, metric_name
+from lakescore.metrics import Totals
 
 
 def test_micro_batches_add_up_to_the_runs_figures() -> None:
@@ -48,7 +48,3 @@ def test_a_run_without_rows_has_figures_too() -> None:
         "rows_per_second": 0,
         "tokens_per_second": 0,
     }
-
-
-def test_labels_become_names_that_mlflow_takes() -> None:
-    assert metric_name("sentiment/5 stars (ök)?") == "sentiment/5 stars _ök__"

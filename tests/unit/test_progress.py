@@ -28,6 +28,19 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
     ]
 
 
+def test_a_total_that_was_too_small_stops_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    say = line_progress(clock)
+    for done in (0, 0, 10, 20):
+        clock.now += 1
+        say(done, done)
+    assert [line.split(" rows,")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "scored 0 of 0",
+        "scored 10 of 10",
+        "scored 20 of 20",
+    ]
+
+
 def test_nothing_to_do_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     say = line_progress(Clock())
     say(0, 0)

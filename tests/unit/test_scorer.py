@@ -250,3 +250,19 @@ def test_a_model_without_its_head_is_refused(tmp_path: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"its weights lack classifier\.bias \(2 in all\)"):
         entity_task(folder)
+
+
+def test_a_model_on_a_cpu_sees_few_shapes_none_longer_than_its_limit(tmp_path: Path) -> None:
+    task = entity_task(tiny_model(tmp_path / "short", max_position_embeddings=45), token_budget=256)
+    shapes: set[tuple[int, int]] = set()
+    task.encoder.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.add(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    scorer = Scorer([task], WINDOWED)
+    for size in range(1, 40):
+        texts = [" ".join(["Maria"] * words) for words in range(1, size + 1)]
+        assert codes(score_one(scorer, texts)) == [None] * size
+    widths = {width for _, width in shapes}
+    assert max(widths) == 45
+    assert widths <= {*range(2, 33, 2), 36, 40, 44, 45}
+    assert all(rows == 256 // width or rows.bit_count() == 1 for rows, width in shapes)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lakescore.errors import TableError
 from lakescore.text import (
     DistinctTexts,
     ErrorCode,
@@ -34,10 +35,17 @@ def test_string_and_binary_columns_read_alike() -> None:
         assert read_texts(column).texts == texts
 
 
+def test_a_column_of_something_else_is_refused() -> None:
+    with pytest.raises(TableError, match="score is int64, not text; cast it to string"):
+        read_texts(pa.array([1, 2]))
+    with pytest.raises(TableError, match="score holds int, not text; cast it to string"):
+        encode_texts(["a", 7])
+
+
 def test_python_values_that_are_no_text_become_null_or_their_rows_error() -> None:
-    read: DistinctTexts = read_texts(encode_texts(["a", None, float("nan"), "\ud83d", 7, b"b"]))
+    read: DistinctTexts = read_texts(encode_texts(["a", None, float("nan"), "\ud83d", b"b"]))
     assert read.texts == ["a", "", "b"]
-    assert read.row_to_text.tolist() == [0, -1, -1, 1, -1, 2]
+    assert read.row_to_text.tolist() == [0, -1, -1, 1, 2]
     assert [error.code for error in read.errors.values()] == [ErrorCode.INVALID_UNICODE]
 
 

@@ -407,7 +407,7 @@ class TestConfigure:
                     tracking.configure(uri, "lakescore")
                 message = str(caught.value)
                 assert message.startswith(f"MLflow, {shown}: ")
-                assert message.endswith("; check mlflow.tracking_uri and mlflow.experiment")
+                assert message.endswith("; check the tracking URI and the experiment")
                 assert "hunter2" not in message
         finally:
             tracking.configure(store, "lakescore")

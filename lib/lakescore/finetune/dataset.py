@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lakescore.errors import DataError
 from lakescore.evaluation import score_entities, score_sentiment
@@ -22,6 +22,7 @@ from lakescore.labelled import (
     spans_of,
     word_offsets,
 )
+from lakescore.tokens import Tokenizer as WordTokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,13 @@ class Dataset:
     ):
         self._config, self._tokenizer = config, tokenizer
         self._ends = examples.Ends.of(tokenizer)
-        self._continues = _continuing_ids(tokenizer)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._words = WordTokenizer(
+            tokenizer,
+            pad_id=0,
+            unknown_id=tokenizer.token_to_id(unknown) if unknown else None,
+            max_length=config.max_length,
+        )
         excluded = {
             examples.normalised(text)
             for table in config.exclude
@@ -140,26 +147,27 @@ class Dataset:
             metrics |= {f"{short_name(table)}/{name}": value for name, value in figures.items()}
         return metrics, float(np.mean(headlines)) if headlines else 0.0
 
-    def _sequences(self, encodings: Any) -> list[IntArray]:
+    def _sequences(self, pieces: Sequence[Sequence[int] | IntArray]) -> list[IntArray]:
         room = self._config.max_length - len(self._ends.before) - len(self._ends.after)
         before, after = self._ends.before, self._ends.after
-        return [np.array([*before, *each.ids[:room], *after], np.int64) for each in encodings]
+        return [np.array([*before, *each[:room], *after], np.int64) for each in pieces]
 
     def _evaluate_entities(self, predict: Predict, rows: list[TaggedText]) -> dict[str, float]:
         """As scoring does by default: a word takes the label of its first piece."""
-        encodings = self._tokenizer.encode_batch(
-            [row.text for row in rows], add_special_tokens=False
-        )
+        texts = [row.text for row in rows]
+        tokens = self._words.tokenize(texts)
+        bounds = list(pairwise(tokens.bounds.tolist()))
+        predicted = predict(self._sequences([tokens.ids[begin:end] for begin, end in bounds]))
         gold, found = [], []
-        predicted = predict(self._sequences(encodings))
-        for row, encoding, best in zip(rows, encodings, predicted, strict=True):
+        for row, (begin, _), best in zip(rows, bounds, predicted, strict=True):
             gold.append(spans_of(row.tags or (), *word_offsets(row.tokens)))
             best = best[len(self._ends.before) : len(best) - len(self._ends.after)]
-            offsets = np.array(encoding.offsets[: len(best)], np.int64).reshape(-1, 2)
-            first = np.flatnonzero(~self._continues[encoding.ids[: len(best)]])
-            last = np.append(first[1:], len(best)) - 1 if len(first) else first
-            tags = [self._config.labels[label] for label in best[first]]
-            found.append(spans_of(tags, offsets[first, 0].tolist(), offsets[last, 1].tolist()))
+            first = begin + np.flatnonzero(tokens.is_word_start[begin : begin + len(best)])
+            last = np.append(first[1:], begin + len(best)) - 1 if len(first) else first
+            tags = [self._config.labels[label] for label in best[first - begin]]
+            offsets = np.stack([tokens.starts[first], tokens.ends[first]], axis=-1).tolist()
+            starts = examples.first_characters(row.text, offsets)
+            found.append(spans_of(tags, starts.tolist(), tokens.ends[last].tolist()))
         return score_entities(gold, found).as_metrics()
 
     def _evaluate_sentiment(self, predict: Predict, rows: list[LabelledText]) -> dict[str, float]:
@@ -167,14 +175,6 @@ class Dataset:
             [row.text for row in rows], add_special_tokens=False
         )
         labels = self._config.labels
-        found = [labels[int(best[0])] for best in predict(self._sequences(encodings))]
+        predicted = predict(self._sequences([each.ids for each in encodings]))
+        found = [labels[int(best[0])] for best in predicted]
         return score_sentiment([labels[row.label] for row in rows], found).as_metrics()
-
-
-def _continuing_ids(tokenizer: "Tokenizer") -> npt.NDArray[np.bool_]:
-    """For each vocabulary id, whether it goes on with a word."""
-    prefix = getattr(tokenizer.model, "continuing_subword_prefix", None)
-    continues = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
-    for piece, index in tokenizer.get_vocab().items():
-        continues[index] = bool(prefix) and piece.startswith(prefix)
-    return continues

@@ -85,6 +85,12 @@ def piece_tags(tags: Sequence[str], starts: Sequence[int], pieces: IntArray) -> 
     ]
 
 
+def first_characters(text: str, offsets: Sequence[Sequence[int]]) -> IntArray:
+    """Where each piece begins, without the space before it that some tokenizers count to it."""
+    spaces = [len(text[start:end]) - len(text[start:end].lstrip()) for start, end in offsets]
+    return np.array([start for start, _ in offsets], np.int64) + np.array(spaces, np.int64)
+
+
 def mentions(rows: Sequence[TaggedText]) -> dict[str, list[tuple[str, ...]]]:
     """Every mention in the rows, as tokens, by its type; as often as it is there."""
     found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
@@ -136,12 +142,12 @@ def tagged_examples(
     ]
     encodings = tokenizer.encode_batch([text for text, _ in joined], add_special_tokens=False)
     examples = []
-    for row, (_, starts), encoding in zip(rows, joined, encodings, strict=True):
+    for row, (text, starts), encoding in zip(rows, joined, encodings, strict=True):
         ids = np.array(encoding.ids, dtype=np.int64)
         if row.tags is None:
             examples.append(Example(ids, np.full(len(ids), UNLABELLED)))
             continue
-        pieces = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+        pieces = first_characters(text, encoding.offsets)
         try:
             numbers = [number[tag] for tag in piece_tags(row.tags, starts, pieces)]
         except KeyError as error:

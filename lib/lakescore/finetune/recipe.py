@@ -1,10 +1,10 @@
 """What a fine-tuning run is: strict, frozen settings; conf/finetune_*.yml are examples."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from lakescore.config import MlflowConfig, Name, Names, Strict
+from lakescore.config import MlflowConfig, Name, Names, Strict, TaskName
 from lakescore.labelled import ColumnsConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,7 +43,7 @@ class AugmentationConfig(Strict):
 class FinetuneConfig(Strict):
     """One fine-tuning run. A table's weight says how often an epoch sees each of its rows."""
 
-    task: Literal["entities", "sentiment"]
+    task: TaskName
     base: Name
     """The folder of an encoder, or `package:NAME/FOLDER` for one inside an installed package."""
     output: Name

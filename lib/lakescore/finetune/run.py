@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lakescore import labelled, tracking
+from lakescore import labelled, tables, tracking
 from lakescore.errors import ConfigError, DataError
 from lakescore.finetune import training, vocabulary
 from lakescore.finetune.dataset import Dataset
@@ -165,14 +165,16 @@ def _read(spark: "SparkSession", table: str, config: FinetuneConfig) -> "pd.Data
             raise DataError(
                 f"{table}: no column {columns.text!r}; there are {', '.join(types)}: set columns"
             )
-        return frame.select(labelled.quoted(columns.text)).toPandas()
+        return frame.select(tables.quoted(columns.text)).toPandas()
     labelled.check_columns(types, config.task, columns, table)
     if config.task == "sentiment":
         names = dict.fromkeys((columns.text, columns.label))
-        return frame.select(*map(labelled.quoted, names)).toPandas()
-    pair = (labelled.quoted(columns.tokens), labelled.quoted(columns.tags))
+        return frame.select(*map(tables.quoted, names)).toPandas()
+    pair = (tables.quoted(columns.tokens), tables.quoted(columns.tags))
     rows: pd.DataFrame = frame.select(*pair).toPandas()
-    return rows.assign(**{columns.text: [" ".join(tokens) for tokens in rows[columns.tokens]]})
+    words = rows[columns.tokens]  # one that is missing is named by read_tagged
+    texts = [None if each is None or None in each else " ".join(each) for each in words]
+    return rows.assign(**{columns.text: texts})
 
 
 def _params(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

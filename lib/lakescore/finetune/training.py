@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lakescore.config import TaskName
 from lakescore.encoder import resolve_dtype
 from lakescore.errors import ConfigError, ModelError
 from lakescore.finetune.examples import IGNORED, Example, batches, pad
@@ -49,7 +50,7 @@ def base_folder(reference: str) -> Path:
 def load_model(
     folder: Path,
     *,
-    task: Literal["entities", "sentiment"],
+    task: TaskName,
     labels: Sequence[str],
     dropout: float = 0.0,
 ) -> Any:

@@ -4,7 +4,10 @@
 no word of any text, so that they can go to MLflow; the page does, if it is `with_texts`.
 """
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,29 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["Summary", "plots", "render", "summarise", "write_report"]
+
+
+def check_output(output: Path) -> None:
+    """Make the report's folder, and see that a file can be written there.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with _output_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(output if output.exists() else output.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _output_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{output}: {reason}; name a file that can be written") from error
 
 
 def write_report(
@@ -48,12 +74,9 @@ def write_report(
     run = tracking.run_figures(summary.run_id) if summary.run_id else None
     figures = plots(summary)
     page = render(summary, figures, run, table=table)
-    try:
+    with _output_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page, "utf-8", newline="\n")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{output}: {reason}; name a file that can be written") from error
     if log_to is not None:
         for name, figure in figures.items():
             log_to.log_figure(figure, f"plots/{name}.png")

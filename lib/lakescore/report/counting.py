@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import TableError
 from lakescore.report.summary import BINS, KINDS, Entity, FailedRow, Sample, Summary
+from lakescore.tables import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row
@@ -205,7 +206,7 @@ def _samples(
         some.where("error IS NULL")
         .selectExpr(
             f"{key} AS key",
-            f"CAST({_quoted(text_column)} AS string) AS text",
+            f"CAST({quoted(text_column)} AS string) AS text",
             f"{entities} AS entities",
             f"{sentiment} AS sentiment",
             "n_tokens",
@@ -245,9 +246,5 @@ def _failed_rows(df: "DataFrame", key: str) -> tuple[FailedRow, ...]:
 
 def _key(names: Sequence[str]) -> str:
     """Return the SQL of a row's name: its key, shortened."""
-    parts = ", ".join(f"coalesce(CAST({_quoted(name)} AS string), 'null')" for name in names)
+    parts = ", ".join(f"coalesce(CAST({quoted(name)} AS string), 'null')" for name in names)
     return f"left(concat_ws(', ', {parts}), 80)"
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"

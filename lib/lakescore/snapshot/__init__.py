@@ -1,6 +1,5 @@
 """Models made immutable: resolved once to checked files with a fingerprint; unsafe ones refused."""
 
-from lakescore.snapshot.checkpoint import Task
 from lakescore.snapshot.store import (
     MANIFEST,
     Snapshot,
@@ -14,7 +13,6 @@ from lakescore.snapshot.store import (
 __all__ = [
     "MANIFEST",
     "Snapshot",
-    "Task",
     "default_cache",
     "fingerprint_of",
     "open_snapshot",

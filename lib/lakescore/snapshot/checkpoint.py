@@ -9,12 +9,11 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from lakescore.config import TaskName
 from lakescore.errors import ModelError
 from lakescore.snapshot import weights
-
-Task = Literal["entities", "sentiment"]
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -33,7 +32,7 @@ TOKENIZER_FILES = frozenset(
         "tokenizer.model",
     }
 )
-ARCHITECTURES: dict[Task, str] = {
+ARCHITECTURES: dict[TaskName, str] = {
     "entities": "token-classification",
     "sentiment": "sequence-classification",
 }
@@ -99,7 +98,7 @@ def weight_files(folder: Path, names: Collection[str], reference: str) -> dict[s
     return dict(weights.shards(read_json(folder / weights.INDEX, reference), names, reference))
 
 
-def check_small_files(folder: Path, *, task: Task | None, reference: str) -> Checkpoint:
+def check_small_files(folder: Path, *, task: TaskName | None, reference: str) -> Checkpoint:
     """Check a folder's configuration and tokenizer; its weights need not be there yet.
 
     Without a task both architectures will do.
@@ -110,6 +109,11 @@ def check_small_files(folder: Path, *, task: Task | None, reference: str) -> Che
         tokenizer_config = _read_object(folder / TOKENIZER_CONFIG, reference)
     _refuse_code(CONFIG, config, reference)
     _refuse_code(TOKENIZER_CONFIG, tokenizer_config, reference)
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{reference}: its weights are quantised (quantization_config in {CONFIG}), which "
+            "lakescore does not read; take the model that they were made from"
+        )
     for key in _SIZES:
         value = config.get(key, 1)
         if type(value) is not int or not 0 < value < 2**31:
@@ -240,7 +244,7 @@ def _labels(config: dict[str, Any], reference: str) -> tuple[str, ...]:
     return labels
 
 
-def _architecture(config: dict[str, Any], task: Task | None, reference: str) -> str:
+def _architecture(config: dict[str, Any], task: TaskName | None, reference: str) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     found = next((_SUFFIXES[end] for end in _SUFFIXES if str(name).endswith(end)), "")

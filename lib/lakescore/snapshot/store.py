@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from lakescore.config import TaskName
 from lakescore.errors import ModelError
 from lakescore.snapshot import checkpoint, hub, weights
-from lakescore.snapshot.checkpoint import TOKENIZER_FILES, Checkpoint, Task
+from lakescore.snapshot.checkpoint import TOKENIZER_FILES, Checkpoint
 
 MANIFEST = "snapshot.json"
 _CHUNK_BYTES = 1 << 20
@@ -50,6 +51,11 @@ class Snapshot:
     architecture: str
     problem_type: str | None
 
+    @property
+    def files(self) -> list[Path]:
+        """The model's own files, without the manifest."""
+        return [path for path in sorted(self.folder.iterdir()) if path.name != MANIFEST]
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -64,7 +70,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("LAKESCORE_CACHE") or "~/.cache/lakescore/snapshots").expanduser()
 
 
-def resolve(reference: str, *, task: Task, cache: Path | None = None) -> Snapshot:
+def resolve(reference: str, *, task: TaskName, cache: Path | None = None) -> Snapshot:
     """Make the model that `reference` names a snapshot; only the driver does this.
 
     Args:
@@ -87,7 +93,7 @@ def resolve_any(reference: str, *, cache: Path | None = None) -> Snapshot:
 def open_snapshot(
     folder: Path,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     reference: str | None = None,
     version: str | None = None,
 ) -> Snapshot:
@@ -127,7 +133,7 @@ def fingerprint_of(digests: Mapping[str, str], *, family: str = "") -> str:
     return hashlib.sha256((family + pairs).encode()).hexdigest()
 
 
-def _resolve(reference: str, task: Task | None, cache: Path | None) -> Snapshot:
+def _resolve(reference: str, task: TaskName | None, cache: Path | None) -> Snapshot:
     cache = (cache or default_cache()).absolute()
     if reference.startswith(("models:", "runs:")):
         return _resolve_mlflow(reference, task, cache)
@@ -140,7 +146,7 @@ def _resolve(reference: str, task: Task | None, cache: Path | None) -> Snapshot:
     return _resolve_hub(reference, *named, task, cache)
 
 
-def _resolve_mlflow(reference: str, task: Task | None, cache: Path) -> Snapshot:
+def _resolve_mlflow(reference: str, task: TaskName | None, cache: Path) -> Snapshot:
     from lakescore import tracking
 
     found = tracking.find_model(reference)
@@ -158,7 +164,7 @@ def _resolve_mlflow(reference: str, task: Task | None, cache: Path) -> Snapshot:
 
 
 def _resolve_hub(
-    reference: str, name: str, revision: str, task: Task | None, cache: Path
+    reference: str, name: str, revision: str, task: TaskName | None, cache: Path
 ) -> Snapshot:
     """Resolve by the Hub; a commit that was resolved before asks nobody."""
     model = None
@@ -214,7 +220,7 @@ def _store(
     source: _Source,
     reference: str,
     version: str | None,
-    task: Task | None,
+    task: TaskName | None,
     cache: Path,
     *,
     expected: str | None = None,
@@ -241,6 +247,10 @@ def _store(
                     f"version's tag says {expected[:12] if expected else ''}: they were changed "
                     "since; register it again"
                 )
+            if not (cache / fingerprint).is_dir():  # else it was tried before
+                from lakescore.snapshot.trial import check_runs  # and with it torch
+
+                check_runs(folder, len(found.labels), reference)
             manifest = {"fingerprint": fingerprint, "files": digests}
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
             for file in folder.iterdir():

@@ -1,16 +1,14 @@
 """Named entities: tokens' labels grouped into spans, as transformers' pipeline groups them."""
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lakescore.config import Aggregation
 from lakescore.encoder import Scores
 from lakescore.text import Windows
 from lakescore.tokens import Tokens
 
-Aggregation = Literal["simple", "first", "average", "max"]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 

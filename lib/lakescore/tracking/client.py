@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lakescore.errors import ModelError, SetupError
+from lakescore.errors import LakescoreError, ModelError, SetupError
 
 _SHOWN = 5
 _QUIET_LOGGERS = ("mlflow", "alembic", "git", "sqlalchemy")
@@ -90,11 +90,11 @@ def quiet() -> Iterator[None]:
 def model_errors(uri: str, remedy: str) -> Iterator[None]:
     """Name the model in what MLflow raises about it."""
     load_mlflow()
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except (MlflowException, OSError, ImportError) as error:
+    except LakescoreError:
+        raise
+    except Exception as error:  # MLflow's own, and whatever its stores raise
         store = without_password(str(load_mlflow().get_registry_uri()))
         raise ModelError(f"{uri}: {first_line(error)} (registry {store}); {remedy}") from error
 
@@ -103,12 +103,12 @@ def model_errors(uri: str, remedy: str) -> Iterator[None]:
 def setup_errors(place: str) -> Iterator[None]:
     """Name the store or the step in what MLflow raises while it is set up."""
     load_mlflow()
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except (MlflowException, OSError, ImportError) as error:
-        remedy = "check mlflow.tracking_uri and mlflow.experiment"
+    except LakescoreError:
+        raise
+    except Exception as error:  # as above
+        remedy = "check the tracking URI and the experiment"
         if isinstance(error, ImportError):
             remedy = "its local store needs the versions in the package's extra `local`"
         raise SetupError(f"MLflow, {place}: {first_line(error)}; {remedy}") from error

@@ -177,9 +177,8 @@ def _log_snapshot(mlflow: Any, snapshot: "Snapshot", name: str) -> str:
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(run_name=f"register {name}", nested=True),
     ):
-        for file in snapshot.folder.iterdir():
-            if file.name != "snapshot.json":
-                (Path(folder) / file.name).symlink_to(file.resolve())
+        for file in snapshot.files:
+            (Path(folder) / file.name).symlink_to(file.resolve())
         # A path makes MLflow copy the files just as they are; a pipeline would be written anew.
         logged = mlflow.transformers.log_model(
             folder,
