@@ -20,7 +20,7 @@ def load_texts(rows: int) -> tuple[str, list[str]]:
     if BENCH_TEXTS.exists():
         import pandas as pd
 
-        return "bench_texts", pd.read_parquet(BENCH_TEXTS).text.head(rows).tolist()
+        return "bench_texts", pd.read_parquet(BENCH_TEXTS).text.head(rows).tolist()  # has no nulls
     from demo.messages import messages
 
     written = (each.text for each in messages(2 * rows, seed=7))

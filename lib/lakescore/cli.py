@@ -246,8 +246,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error of lakescore's own is a line or two, not a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments  # wherever it stands
+    own = [each for each in arguments if each != "--debug"]
     try:
-        cli([each for each in arguments if each != "--debug"], prog_name="lakescore")
+        # Not standalone: that ends in SystemExit(0), which a Databricks task takes for a failure.
+        if code := cli(own, prog_name="lakescore", standalone_mode=False):
+            sys.exit(code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
     except LakescoreError as error:
         if debug:
             raise
@@ -256,11 +265,21 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:  # Spark's and MLflow's own, whose tracebacks are pages long
         if debug:
             raise
-        # A worker's own error is a line somewhere in what Spark says of it.
-        own = re.search(r"lakescore\.errors\.(\w+: .+)", str(error))
-        said = own[1] if own else root_cause(error)
-        click.echo(f"{said}\n--debug shows all of it", err=True)
+        click.echo(f"{_said(error)}\n--debug shows all of it", err=True)
         sys.exit(1)
+
+
+def _said(error: Exception) -> str:
+    """Return what to say of an error that is not lakescore's own, in a line."""
+    # A worker's error is a line somewhere in what Spark says of it. Of lakescore's own the message
+    # is safe to show; of any other, the kind: its message may quote a row's text.
+    if ours := re.search(r"lakescore\.errors\.(\w+: .+)", str(error)):
+        return ours[1]
+    _, is_python, traceback = str(error).partition("Traceback (most recent call last)")
+    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception))\b", traceback, re.MULTILINE)
+    if is_python and raised:
+        return f"{type(error).__name__}: a Python worker raised {raised[-1]}"
+    return root_cause(error)
 
 
 if __name__ == "__main__":

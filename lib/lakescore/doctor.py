@@ -22,7 +22,7 @@ from lakescore.config import TaskName
 from lakescore.errors import LakescoreError
 
 Version = tuple[int, ...]
-_DEVICES = "import json; from lakescore.encoder import device_report as r; print(json.dumps(r()))"
+_DEVICES = "import json; from lakescore.device import device_report as r; print(json.dumps(r()))"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lakescore.batching import bucket, pack
 from lakescore.config import Dtype
+from lakescore.device import is_out_of_memory, resolve_dtype
 from lakescore.errors import ModelError
 from lakescore.text import ErrorCode, RowError, Windows
 from lakescore.tokens import Batch, Tokenizer, Tokens, collate
@@ -91,11 +92,19 @@ class Encoder:
         self._folder = folder
         self.device = torch.device(device)
         self.dtype_name = resolve_dtype(dtype, self.device)
-        self.model = self._load(self.dtype_name)
+        try:
+            self.model = self._load(self.dtype_name)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{self.device} has no memory left for the model in {self.dtype_name}; let fewer "
+                "tasks share it (spark.task.resource.gpu.amount, spark.task.cpus)"
+            ) from error
         self.is_token_model = _is_token_model(self.model.config)
         self.max_length = _max_positions(self.model)
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
-        self._exact: Any = None
+        self._exact: Any = None  # the model in float32, False where there is no memory for it
 
     def _load(self, dtype: str) -> Any:
         import torch
@@ -103,8 +112,11 @@ class Encoder:
             AutoConfig,
             AutoModelForSequenceClassification,
             AutoModelForTokenClassification,
+            __version__,
         )
 
+        # Its name and its default ("auto" since 5.0) differ between versions.
+        dtype_argument = "dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype"
         config = AutoConfig.from_pretrained(str(self._folder), trust_remote_code=False)
         auto: Any = AutoModelForSequenceClassification
         if _is_token_model(config):
@@ -115,6 +127,7 @@ class Encoder:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **{dtype_argument: torch.float32},
         )
         if missing := sorted(info["missing_keys"]):
             # transformers would fill them with random numbers, and only warn.
@@ -122,7 +135,6 @@ class Encoder:
                 f"its weights lack {missing[0]} ({len(missing)} in all); save the fine-tuned "
                 "model again, with its head"
             )
-        # Not by an argument, whose name and default ("auto" since 5.0) differ between versions.
         return model.eval().to(self.device, getattr(torch, dtype))
 
     def score(self, tokenizer: Tokenizer, tokens: Tokens, windows: Windows, *, top: bool) -> Scores:
@@ -158,10 +170,11 @@ class Encoder:
             try:
                 self._exact = self._load("float32")
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
+                self._exact = False
                 log.warning("no memory on %s for the model in float32", self.device)
-        return self._exact
+        return self._exact or None
 
     def _empty(self, targets: int, *, top: bool) -> tuple[npt.NDArray[Any], ...]:
         if top:
@@ -212,14 +225,18 @@ class Encoder:
         while waiting:
             members = waiting.popleft()
             width = int(widths[members].max())
+            fitting = max(self.token_budget // width, 1)
+            if len(members) > fitting:  # packed before memory ran out
+                waiting.appendleft(members[fitting:])
+                members = members[:fitting]
             batch = collate(
                 request.tokenizer, request.tokens, request.windows, members, width=width
             )
             try:
                 with torch.inference_mode():
-                    found = self._read(self._forward(model, batch), batch, top=request.top)
+                    found = self._forward(model, batch, top=request.top)
             except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 size = batch.input_ids.size
             else:
@@ -241,74 +258,32 @@ class Encoder:
             half = len(members) // 2
             waiting.extendleft((members[half:], members[:half]))
 
-    def _read(
-        self, logits: "torch.Tensor", batch: Batch, *, top: bool
-    ) -> "tuple[torch.Tensor, ...]":
+    def _forward(self, model: Any, batch: Batch, *, top: bool) -> "tuple[torch.Tensor, ...]":
         """Return (whether finite, logits) or (whether finite, label, probability) of targets."""
-        import torch
-
-        if self.is_token_model:
-            kept = torch.from_numpy(batch.kept).to(self.device)
+        inputs = {"input_ids": self._put(batch.input_ids)}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = self._put(batch.attention_mask.astype(np.int64))
+        if batch.type_ids is not None:
+            inputs["token_type_ids"] = self._put(batch.type_ids)
+        kept = self._put(batch.kept) if self.is_token_model else None
+        logits: torch.Tensor = model(**inputs).logits
+        if kept is not None:
             logits = logits.flatten(0, 1).index_select(0, kept)
         logits = logits.float()
-        finite = torch.isfinite(logits).all(-1)
+        finite = logits.isfinite().all(-1)
         if not top:
             return finite, logits
         best = logits.softmax(-1).max(-1)
         return finite, best.indices, best.values
 
-    def _forward(self, model: Any, batch: Batch) -> "torch.Tensor":
+    def _put(self, values: npt.NDArray[Any]) -> "torch.Tensor":
+        """Copy to the device; a GPU need not wait for it, nor the host for the GPU."""
         import torch
 
-        def put(values: npt.NDArray[Any]) -> torch.Tensor:
-            tensor = torch.from_numpy(values)
-            if self.device.type == "cuda":
-                tensor = tensor.pin_memory()
-            return tensor.to(self.device, non_blocking=True)
-
-        inputs = {"input_ids": put(batch.input_ids)}
-        if batch.attention_mask is not None:
-            inputs["attention_mask"] = put(batch.attention_mask.astype(np.int64))
-        if batch.type_ids is not None:
-            inputs["token_type_ids"] = put(batch.type_ids)
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
-
-def resolve_dtype(dtype: Dtype, device: "torch.device") -> str:
-    """Name the dtype to load in; `auto` is bfloat16 where the hardware has it."""
-    import torch
-
-    if dtype != "auto":
-        return dtype
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "bfloat16" if _cpu_has_bfloat16() else "float32"
-
-
-def device_count() -> int:
-    """Return the number of GPUs that this process sees."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def device_report() -> list[tuple[str, str]]:
-    """Return (device, what it is) for every device that a worker on this machine could take."""
-    import torch
-
-    has_bfloat16 = "has" if _cpu_has_bfloat16() else "does not have"
-    cpu = f"{torch.backends.cpu.get_cpu_capability()}, {has_bfloat16} bfloat16 instructions"
-    gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
-    return [("cpu", cpu), *gpus]
-
-
-def _cpu_has_bfloat16() -> bool:
-    import torch
-
-    # torch has no public name for this; a release without this one counts as "no".
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _is_token_model(config: Any) -> bool:
@@ -321,6 +296,8 @@ def _max_positions(model: Any) -> int:
     A table of positions with a padding index (RoBERTa and its kin) is used from just after it.
     """
     limit = int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED)
+    if limit < 1:  # XLNet, whose positions are relative, says -1
+        limit = UNLIMITED
     for name, module in model.named_modules():
         if (
             name.endswith("position_embeddings")
@@ -328,13 +305,3 @@ def _max_positions(model: Any) -> int:
         ):
             return int(module.num_embeddings - module.padding_idx - 1)
     return limit
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # On a CPU, and in CUDA's own libraries, torch raises a plain RuntimeError.
-    said = str(error)
-    return any(sign in said for sign in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

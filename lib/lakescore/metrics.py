@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lakescore.tasks import Task
 from lakescore.tasks.entities import Entities
@@ -12,8 +12,8 @@ from lakescore.text import ErrorCode
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
-# The name of the observation in a query's progress.
-OBSERVATION = "lakescore"
+# The names of the observations in a query's progress: of rows that go in, and that come out.
+READ, WRITTEN = "lakescore_read", "lakescore_written"
 ROWS, TOKENS = "rows", "tokens"
 _SCORE_SUMS = ("entities_score_sum", "sentiment_score_sum")  # recorded as means
 
@@ -72,6 +72,13 @@ class Totals:
 
     sums: dict[str, float] = field(default_factory=dict)
     rows_in: int = 0
+
+    @classmethod
+    def recounted(cls, row: Any) -> "Totals":
+        """Take the sums from a row of `observations` over all that a run has written."""
+        totals = cls()
+        totals.add(row.asDict(), rows_in=int(row[ROWS]))
+        return totals
 
     def add(self, observed: Mapping[str, float], *, rows_in: int) -> None:
         """Add one micro-batch: what was observed of its rows, and how many Spark read."""

@@ -4,15 +4,16 @@ import gc
 import os
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lakescore.config import Dtype, EncodingConfig, TasksConfig
+from lakescore.device import device_count, release_memory
 from lakescore.distribute import Shipped, ship, task_device
-from lakescore.encoder import Encoder, device_count, load_tokenizer
+from lakescore.encoder import Encoder, load_tokenizer
 from lakescore.scorer import ERROR_TYPE, Limits, LoadedTask, Scorer
 from lakescore.snapshot import Snapshot, resolve
 from lakescore.tasks import Task
@@ -75,6 +76,7 @@ def load(plan: Plan) -> Scorer:
     if device == "cpu":
         # Else the tokenizer's own threads take the cores of this host's other tasks.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _leave_other_devices(device)
     encoding = plan.encoding
     loaded = []
     for planned in plan.tasks:
@@ -86,21 +88,34 @@ def load(plan: Plan) -> Scorer:
     return Scorer(loaded, limits)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _encoder(
     folder: Path, device: str, dtype: Dtype, token_budget: int | None, threads: int
 ) -> Encoder:
     encoder = Encoder(
         folder, device=device, dtype=dtype, token_budget=token_budget, threads=threads
     )
-    # PySpark collects garbage after each task, which takes 0.1 s for what torch and transformers
-    # have imported: none of that ever becomes garbage.
+    _spare_the_worker()
+    return encoder
+
+
+@lru_cache(maxsize=1)
+def _leave_other_devices(device: str) -> None:
+    """Drop what is loaded when Spark gives this worker another GPU: memory there is others'."""
+    _encoder.cache_clear()
+    release_memory()
+
+
+@cache
+def _spare_the_worker() -> None:
+    """Leave out two things that PySpark does at each task, once the first model is loaded."""
+    # It collects garbage, which takes 0.1 s for what torch and transformers have imported: none of
+    # that ever becomes garbage.
     gc.freeze()
-    # It also has Python look again, at each task, into every archive that imports went past; it
-    # puts Delta's jars among them, whose lists of files are long.
+    # It has Python look again into every archive that imports went past; it puts Delta's jars among
+    # them, whose lists of files are long.
     for path in [path for path in sys.path_importer_cache if path.endswith(".jar")]:
         del sys.path_importer_cache[path]
-    return encoder
 
 
 _TOKENIZERS: dict[str, Tokenizer] = {}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakescore.encoder import Encoder
+from lakescore.encoder import UNLIMITED, Encoder
 from lakescore.tasks import Task
 from lakescore.text import (
     NULL_TEXT,
@@ -30,7 +30,9 @@ ERROR_TYPE = pa.struct([("code", pa.string()), ("detail", pa.string())])
 # A chunk of texts is tokenised while the chunk before it is in the model; it is also the pool
 # that is sorted by length. Large enough for little padding, small enough to begin soon.
 PASSES_PER_CHUNK = 64
+TOKENS_PER_CHUNK = 2**20  # at most: a GPU's passes are large
 CHARACTERS_PER_TOKEN = 4
+WINDOW_WITHOUT_LIMIT = 512  # where neither the tokenizer, the model nor the job names one
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ class Scorer:
         self.tasks = list(tasks)
         self.limits = limits
         budget = max(loaded.encoder.token_budget for loaded in self.tasks)
-        self._chunk_characters = budget * PASSES_PER_CHUNK * CHARACTERS_PER_TOKEN
+        tokens = min(budget * PASSES_PER_CHUNK, TOKENS_PER_CHUNK)
+        self._chunk_characters = tokens * CHARACTERS_PER_TOKEN
 
     def score(self, columns: Iterable[pa.Array]) -> Iterator[Results]:
         """Yield the results of each string or binary column, in order.
@@ -157,7 +160,10 @@ class Scorer:
 
     def _window_size(self, loaded: LoadedTask) -> int:
         limits = (loaded.tokenizer.max_length, loaded.encoder.max_length, self.limits.max_length)
-        return min(limit for limit in limits if limit) - loaded.tokenizer.special_count
+        size = min(limit for limit in limits if limit)
+        if size >= UNLIMITED:
+            size = WINDOW_WITHOUT_LIMIT
+        return size - loaded.tokenizer.special_count
 
     def _assemble(self, distinct: DistinctTexts, parts: list[_Part]) -> Results:
         """Join the chunks of one column and give each row the result of its text."""

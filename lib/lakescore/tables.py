@@ -1,5 +1,6 @@
 """Delta tables: what is new in the source, how scores are appended to the target."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
         raise ConfigError("'source.table' is missing; name the Delta table to score")
     if not config.source.key:
         raise ConfigError("'source.key' is missing; name the columns that identify a row")
-    if target is not None and source.rstrip("/") == target.rstrip("/"):
+    if target is not None and _place(source) == _place(target):
         raise ConfigError(f"'target.table' is {target}, the source; name another table")
     if target is None:
         raise ConfigError("'target.table' is missing; name the Delta table to append to")
@@ -117,6 +118,10 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
             "that lasts, such as /Volumes/catalog/schema/volume/checkpoint"
         )
     return source, target
+
+
+def _place(table: str) -> str:
+    return os.path.abspath(table) if is_path(table) else table
 
 
 def read_new(spark: "SparkSession", source: str, *, max_bytes: int) -> "DataFrame":
@@ -233,19 +238,28 @@ def stopped(error: "StreamingQueryException", source: str, checkpoint: str) -> T
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One micro-batch that was committed, as Spark's progress reports it."""
+    """One micro-batch that was committed: its number, and what each observation found in it."""
 
     number: int
-    rows_in: int
-    observed: dict[str, float]
+    observed: dict[str, dict[str, float]]
 
 
-def committed(query: "StreamingQuery", *, after: int, observation: str) -> list[MicroBatch]:
-    """Return the micro-batches committed since number `after`, oldest first."""
+def committed(query: "StreamingQuery", *, after: int) -> list[MicroBatch]:
+    """Return the micro-batches committed since number `after`, oldest first.
+
+    Spark keeps the progress of the last hundred only: who asks too late misses some.
+    """
     found = []
     for progress in query.recentProgress:
-        number, observed = int(progress["batchId"]), progress["observedMetrics"].get(observation)
-        if number > after and observed is not None:
-            values = observed if isinstance(observed, dict) else observed.asDict()
-            found.append(MicroBatch(number, int(progress["numInputRows"]), values))
+        number, observed = int(progress["batchId"]), progress["observedMetrics"]
+        if number > after and observed:
+            found.append(
+                MicroBatch(
+                    number,
+                    {
+                        name: values if isinstance(values, dict) else values.asDict()
+                        for name, values in observed.items()
+                    },
+                )
+            )
     return found

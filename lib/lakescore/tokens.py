@@ -91,7 +91,9 @@ class Tokenizer:
         failed: dict[int, str] = {}
         try:
             encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        except Exception:  # the tokenizers library raises a plain Exception: find whose fault it is
+        except BaseException as error:
+            _reraise_unless_of_a_text(error)
+            # Find whose fault it is.
             encodings = [self._encode_alone(i, text, failed) for i, text in enumerate(texts)]
         bounds = np.zeros(len(texts) + 1, np.int64)
         np.cumsum([len(encoding) for encoding in encodings], out=bounds[1:])
@@ -106,7 +108,9 @@ class Tokenizer:
     def _encode_alone(self, position: int, text: str, failed: dict[int, str]) -> Any:
         try:
             return self.backend.encode(text, add_special_tokens=False)
-        except Exception as error:  # as above; the message may quote the text, so only its kind
+        except BaseException as error:
+            _reraise_unless_of_a_text(error)
+            # The message may quote the text, so only its kind.
             failed[position] = type(error).__name__
             return self.backend.encode("", add_special_tokens=False)
 
@@ -129,6 +133,12 @@ class Tokenizer:
             result |= ids == self._unknown_id
         result[bounds[:-1][np.diff(bounds) > 0]] = True
         return np.asarray(result, np.bool_)
+
+
+def _reraise_unless_of_a_text(error: BaseException) -> None:
+    """Let pass what the tokenizers library raises about a text: Exception, or Rust's own panic."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 @dataclass(frozen=True, slots=True)

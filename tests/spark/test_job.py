@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import ConfigError, JobConfig, RunSummary, TableError, score_table, tracking
+from lakescore import (
+    ConfigError,
+    JobConfig,
+    RunSummary,
+    TableError,
+    score_table,
+    tables,
+    tracking,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -232,13 +240,56 @@ def test_a_target_with_other_columns_is_refused_and_left_as_it_is(
     assert spark.read.format("delta").load(target).collect() == other.collect()
 
 
-def test_no_text_of_a_row_reaches_mlflow(
-    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+def test_rows_that_a_deletion_vector_hides_are_not_counted(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    rows = [(nth, f"Xylophonia Quuxenbaum {nth} was late") for nth in range(100, 130)]
+    source = settings["source"]["table"]
+    spark.sql(
+        f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES (delta.enableDeletionVectors = true)"
+    )
+    frame = spark.read.format("delta").load(source).coalesce(1)
+    frame.write.format("delta").mode("overwrite").save(source)  # one file, so that none goes whole
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id < 15")
+    assert list(Path(source).glob("deletion_vector_*.bin"))
+    summary = run(settings)
+    assert (summary.rows_in, summary.rows_scored) == (45, 41)
+    target = spark.read.format("delta").load(summary.target)
+    assert sorted(row.id for row in target.collect()) == list(range(15, 60))
+
+
+def test_micro_batches_whose_progress_was_missed_are_counted_in_the_target(
+    settings: dict[str, Any], run: Run, spark: "SparkSession", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = spark.range(60, 90).selectExpr("id", "concat('Anna ', id) AS text")
+    more.repartition(4).write.format("delta").mode("append").save(settings["source"]["table"])
+    settings["source"]["max_bytes"] = 1  # a file a micro-batch
+    committed = tables.committed
+
+    def forgetful(query: Any, *, after: int) -> Any:
+        return [each for each in committed(query, after=after) if each.number != 1]
+
+    monkeypatch.setattr(tables, "committed", forgetful)
+    summary = run(settings)
+    assert (summary.rows_in, summary.rows_scored) == (90, 84)
+    assert summary.rows_failed == {"null_text": 6}
+
+
+def test_no_text_of_a_row_reaches_mlflow_or_a_log(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rows = [(nth, f"Xylophonia Quuxenbaum {nth} was late " * nth) for nth in range(20)]
     frame = spark.createDataFrame(rows, "id long, text string")
     frame.write.format("delta").mode("overwrite").save(settings["source"]["table"])
-    run(settings | {"report": str(tmp_path / "report.html")})
+    settings["encoding"] = {"long_text": "reject", "max_length": 64}
+    summary = run(settings | {"report": str(tmp_path / "report.html")})
+    assert summary.rows_failed.keys() == {"blank_text", "too_long"}
+    printed = capfd.readouterr()
+    assert "Xylophonia" not in caplog.text + printed.out + printed.err
     assert "Xylophonia" in (tmp_path / "report.html").read_text(encoding="utf-8")
     recorded = [file for file in (tmp_path / "mlruns").rglob("*") if file.is_file()]
     assert {file.suffix for file in recorded} == {".html", ".png"}

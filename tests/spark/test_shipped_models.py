@@ -58,26 +58,28 @@ def test_arbitrary_strings_are_all_accounted_for(spark: "SparkSession", tmp_path
     dice = random.Random(3)
     ranges = [(0, 32), (32, 127), (0x300, 0x370), (0x590, 0x700), (0x2000, 0x2070)]
     ranges += [(0x4E00, 0x9FFF), (0xE000, 0xE100), (0xFFF0, 0x10000), (0x1F300, 0x1FAFF)]
-    rows = []
-    for number in range(600):
+    rows: list[tuple[int, str | None]] = []
+    for number in range(10_000):
         pieces = [
             "".join(chr(dice.randrange(*dice.choice(ranges))) for _ in range(dice.randrange(1, 40)))
             for _ in range(dice.randrange(4))
         ]
         rows.append((number, dice.choice([" ", "", "\n"]).join(pieces)))
-    rows += [(600, "word " * 20_000), (601, "x" * 100_000), (602, "\u202e" * 5000), (603, None)]
+    longest = [FILLER * 600, "x" * 2**20, "\u202e" * 2**20, None]
+    rows += list(enumerate(longest, start=10_000))
     frame = spark.createDataFrame(rows, "id int, text string")
     # A string of Spark's may hold any bytes, half a surrogate pair among them.
-    odd = spark.sql("select 604 id, cast(unhex('41eda08042') as string) text")
-    config = lakescore.JobConfig.parse(CONFIG)
+    odd = spark.sql("select 10004 id, cast(unhex('41eda08042') as string) text")
+    config = lakescore.JobConfig.parse(CONFIG | {"encoding": {"dtype": "auto"}})
     scored = lakescore.score(frame.union(odd).repartition(4), config)
     scored.write.format("delta").save(str(tmp_path / "scored"))
     found = {
         row.id: row for row in spark.read.format("delta").load(str(tmp_path / "scored")).collect()
     }
-    assert sorted(found) == list(range(605))
-    assert found[603].error.code == "null_text"
-    assert found[604].error.code == "invalid_unicode"
+    assert sorted(found) == list(range(10_005))
+    assert found[10_000].n_tokens > 20_000
+    assert found[10_003].error.code == "null_text"
+    assert found[10_004].error.code == "invalid_unicode"
     for number, text in rows:
         row = found[number]
         assert (row.error is None) == (row.entities is not None) == (row.sentiment is not None)

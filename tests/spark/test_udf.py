@@ -1,7 +1,8 @@
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pyspark.sql import functions
 
 import lakescore
 from lakescore import ConfigError, ModelError
@@ -51,6 +52,28 @@ def test_a_column_equals_the_same_column_of_score(texts: "DataFrame", entity_mod
     scored = lakescore.score(texts, config).select("id", "entities").collect()
     entities = lakescore.entities(str(entity_model))
     assert texts.select("id", entities("text").alias("entities")).collect() == scored
+
+
+def test_before_spark_4_1_they_are_pandas_udfs_of_the_same_results(
+    spark: "SparkSession",
+    entity_model: Path,
+    sentiment_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [(1, "Maria 👍 lives in Lisbon"), (2, None), (3, "  "), (4, "so late!")]
+    texts = spark.createDataFrame(rows, "id int, text string")
+
+    def collected() -> list[Any]:
+        entities = lakescore.entities(str(entity_model))("text")
+        sentiment = lakescore.sentiment(str(sentiment_model))("text")
+        return texts.select("id", entities.alias("e"), sentiment.alias("s")).collect()
+
+    expected = collected()
+    monkeypatch.delattr(functions, "arrow_udf")
+    found = collected()
+    assert [row.e for row in found] == [row.e for row in expected]
+    # A failed text's struct is one of nulls there.
+    assert [row.s if row.s.label else None for row in found] == [row.s for row in expected]
 
 
 def test_a_wrong_setting_is_named(spark: "SparkSession") -> None:

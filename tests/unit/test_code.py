@@ -19,6 +19,7 @@ LAYERS = [
         "_version",
         "batching",
         "config",
+        "device",
         "errors",
         "java",
         "progress",
@@ -39,7 +40,7 @@ LAYERS = [
     {"cli"},
 ]
 HEAVY = {
-    "torch": {"encoder", "finetune"},
+    "torch": {"device", "encoder", "finetune"},
     "transformers": {"encoder", "finetune"},
     "mlflow": {"tracking"},
     "pyspark": {

@@ -150,6 +150,51 @@ def test_sentiment_of_a_long_text_is_the_mean_of_its_windows_by_tokens(
     assert found["score"] == pytest.approx(mean.max(), abs=1e-5)
 
 
+class PanicException(BaseException):
+    """As Rust's panics reach Python: not an Exception."""
+
+
+class Touchy:
+    """Stands in for a tokenizer that fails on one word, as real ones have done on odd texts."""
+
+    def __init__(self, backend: Any, error: type[BaseException]) -> None:
+        self._backend, self._error = backend, error
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any:
+        if "touch" in text:
+            raise self._error(f"no split for {text}")
+        return self._backend.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+        return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+
+@pytest.mark.parametrize("error", [ValueError, PanicException])
+def test_a_text_that_the_tokenizer_refuses_fails_alone(
+    entity_model: Path, error: type[BaseException]
+) -> None:
+    task = entity_task(entity_model)
+    expected = score_one(Scorer([task], WINDOWED), ["Anna", "Lisbon"])
+    task.tokenizer.backend = Touchy(task.tokenizer.backend, error)
+    found = score_one(Scorer([task], WINDOWED), ["Anna", "do not touch", "Lisbon"])
+    assert found.error.to_pylist() == [
+        None,
+        {
+            "code": "tokenizer_error",
+            "detail": f"entities: the tokenizer raised {error.__name__}",
+        },
+        None,
+    ]
+    assert found.columns["entities"].take(pa.array([0, 2])) == expected.columns["entities"]
+
+
+def test_stopping_the_process_is_no_row_error(entity_model: Path) -> None:
+    task = entity_task(entity_model)
+    task.tokenizer.backend = Touchy(task.tokenizer.backend, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        score_one(Scorer([task], WINDOWED), ["do not touch"])
+
+
 class SmallMemory:
     """Stands in for a GPU whose memory runs out: torch's own error above so many tokens."""
 
@@ -175,6 +220,7 @@ def test_memory_running_out_halves_the_batches_and_changes_no_result(entity_mode
     assert codes(found) == [None] * 50
     assert task.encoder.token_budget <= 200
     refused = memory.refused
+    assert refused <= 8  # once for each halving, and not for each batch that was packed before
     score_one(Scorer([task], WINDOWED), texts)
     assert memory.refused == refused  # the smaller budget is kept
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lakescore.config import TaskName
-from lakescore.encoder import resolve_dtype
+from lakescore.device import resolve_dtype
 from lakescore.errors import ConfigError, ModelError
 from lakescore.finetune.examples import IGNORED, Example, batches, pad
 
