@@ -116,7 +116,8 @@ class Encoder:
         )
 
         # Its name and its default ("auto" since 5.0) differ between versions.
-        dtype_argument = "dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype"
+        version = tuple(int(part) for part in __version__.split(".")[:2])
+        dtype_argument = "dtype" if version >= (4, 56) else "torch_dtype"
         config = AutoConfig.from_pretrained(str(self._folder), trust_remote_code=False)
         auto: Any = AutoModelForSequenceClassification
         if _is_token_model(config):
