@@ -42,6 +42,9 @@ SET_OPTION = click.option(
 def cli(debug: bool) -> None:
     """Score the text of Delta tables with Hugging Face models, on Spark."""
     del debug  # `main` has taken it
+    # pyspark prints Java's stack trace as a page of JSON, beside the exception that holds it too.
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
@@ -180,7 +183,7 @@ def evaluate(
             task=task,
             model=model,
             columns=columns,
-            types=labels.split(",") if labels else None,
+            types=[each.strip() for each in labels.split(",") if each.strip()] if labels else None,
             aggregation=aggregation,
             mlflow=mlflow_config(**stores),
         )

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from lakescore.errors import ConfigError
 
@@ -77,11 +85,17 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _not_blank(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"is {value!r}; name something")
+    return value
+
+
 TaskName = Literal["entities", "sentiment"]
 Aggregation = Literal["simple", "first", "average", "max"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, AfterValidator(_not_blank)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)]
 
 
 class SourceConfig(Strict):
@@ -97,7 +111,7 @@ class SourceConfig(Strict):
     """The columns to carry into the target besides the key; all of them if not given."""
     max_bytes: Annotated[int, Field(ge=1, lt=2**63)] = 64 * 2**20
     """About how many bytes of source files one micro-batch reads; a file is never divided."""
-    partitions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    partitions: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Tasks that a micro-batch is divided into; by default four for each that can run at once."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lakescore import metrics, tables, tracking
 from lakescore.config import JobConfig
 from lakescore.distribute import is_connect
-from lakescore.errors import TableError
+from lakescore.errors import SetupError, TableError
 from lakescore.frame import score_with
 from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
@@ -47,11 +47,17 @@ def score_table(
     Raises:
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
+        SetupError: the session is one of Spark Connect.
         TableError: the source is missing, or does not fit the target.
     """
     from pyspark.errors import StreamingQueryException
     from pyspark.sql import functions as F
 
+    if is_connect(spark):
+        raise SetupError(
+            "the job needs a classic Spark session, and this one is of Spark Connect; run it in "
+            "dedicated access mode, or use lakescore.score and write its rows"
+        )
     if config.report is not None:  # else a long run would end in that error
         from lakescore.report import check_output
 
@@ -65,7 +71,7 @@ def score_table(
     source_version = tables.version(spark, source)
     stream = tables.read_new(spark, source, max_bytes=config.source.max_bytes)
     made = make_plan(spark, config.tasks, config.encoding)
-    rows_done = None if is_connect(spark) else spark.sparkContext.accumulator(0)
+    rows_done = spark.sparkContext.accumulator(0)
     # Counted here, not by Spark's numInputRows: that has rows which a deletion vector hides.
     read = _spread(stream, config.source.partitions).observe(
         metrics.READ, F.count(F.lit(1)).alias(metrics.ROWS)
@@ -97,10 +103,10 @@ def score_table(
                     rows_in = int(batch.observed[metrics.READ][metrics.ROWS])
                     totals.add(batch.observed[metrics.WRITTEN], rows_in=rows_in)
                     run.log_metrics(totals.metrics(time.monotonic() - began), step=last)
-                done = totals.rows if rows_done is None else max(totals.rows, rows_done.value)
+                done = max(totals.rows, rows_done.value)
                 progress(done, max(done, rows_in_all))
         except StreamingQueryException as error:
-            if (known := tables.stopped(error, source, checkpoint)) is None:
+            if (known := tables.stopped(error, source, target, checkpoint)) is None:
                 raise
             raise known from error
         finally:
@@ -128,9 +134,8 @@ def score_table(
 
 def _spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
     """Divide rows over all the tasks that can run at once: one small file would be one task."""
-    if partitions is None and not is_connect(df.sparkSession):
-        partitions = df.sparkSession.sparkContext.defaultParallelism * PARTITIONS_PER_SLOT
-    return df if partitions is None else df.repartition(partitions)
+    slots = df.sparkSession.sparkContext.defaultParallelism
+    return df.repartition(partitions or slots * PARTITIONS_PER_SLOT)
 
 
 def _params(config: JobConfig, plan: Plan, source_version: int) -> dict[str, object]:

@@ -84,19 +84,22 @@ def word_offsets(tokens: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def read_table(spark: "SparkSession", table: str) -> "DataFrame":
-    """Read a Delta table by name or path, or Parquet by a path that ends in .parquet.
+    """Read a Delta table by name or path, or else Parquet by its path.
 
     Raises:
         TableError: there is no such table.
     """
     from pyspark.errors import AnalysisException
 
-    if not (tables.is_path(table) and table.rstrip("/").endswith(".parquet")):
+    is_parquet = tables.is_path(table) and table.rstrip("/").endswith(".parquet")
+    if not tables.is_path(table) or (not is_parquet and tables.exists(spark, table)):
         return tables.load(spark, table)
     try:
         return spark.read.parquet(table)
     except AnalysisException as error:
-        raise TableError(f"{table}: no Parquet file or folder there; check the path") from error
+        raise TableError(
+            f"{table}: no Delta table and no Parquet file or folder there; check the path"
+        ) from error
 
 
 def check_columns(

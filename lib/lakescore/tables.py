@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
@@ -59,7 +60,7 @@ def _find(spark: "SparkSession", table: str) -> "DataFrame | None":
     Raises:
         TableError: something is there that cannot be read, or the name is none.
     """
-    from pyspark.errors import AnalysisException
+    from pyspark.errors import AnalysisException, PySparkException
 
     try:
         is_named = not is_path(table)
@@ -74,6 +75,13 @@ def _find(spark: "SparkSession", table: str) -> "DataFrame | None":
         raise TableError(f"{table}: cannot be read; check the name and the grants: {reason}") from (
             error
         )
+    except Exception as error:  # of Java's own: of a file system that is not there
+        if not isinstance(error, PySparkException) and not hasattr(error, "java_exception"):
+            raise
+        raise TableError(
+            f"{table}: cannot be read; name a path or a table that this Spark can reach "
+            f"({root_cause(error)})"
+        ) from error
 
 
 def version(spark: "SparkSession", table: str) -> int:
@@ -149,10 +157,12 @@ def check_target(spark: "SparkSession", table: str, schema: "StructType") -> Non
     """Check that rows of `schema` can be appended to the target, if it exists already.
 
     Raises:
-        TableError: a column is missing on either side, or has another type.
+        TableError: a column is missing on either side, or has another type; or where the target
+            would be made there is something else.
     """
     found = _find(spark, table)
     if found is None:
+        _check_room(table)
         return
     there = {field.name: field.dataType.simpleString() for field in found.schema}
     ours = {field.name: field.dataType.simpleString() for field in schema}
@@ -162,6 +172,20 @@ def check_target(spark: "SparkSession", table: str, schema: "StructType") -> Non
                 f"{table}: its column {name!r} is {there.get(name, 'missing')}, the job's is "
                 f"{ours.get(name, 'missing')}; choose another target.table or the same columns"
             )
+
+
+def _check_room(target: str) -> None:
+    """Refuse to make a table in a folder of other files; only one of this host can be seen."""
+    if not is_path(target):
+        return
+    if "_delta_log" in Path(target).parts:
+        raise TableError(f"{target}: is inside another table's log; name a folder of its own")
+    others = set(os.listdir(target)) - {CHECKPOINT} if os.path.isdir(target) else set()
+    if others:
+        raise TableError(
+            f"{target}: is a folder of other files ({min(others)}), not a Delta table; name an "
+            "empty or a new folder"
+        )
 
 
 def checkpoint_of(target: str, checkpoint: str | None) -> str:
@@ -215,7 +239,9 @@ def append(scored: "DataFrame", target: str, checkpoint: str) -> "StreamingQuery
         ) from error
 
 
-def stopped(error: "StreamingQueryException", source: str, checkpoint: str) -> TableError | None:
+def stopped(
+    error: "StreamingQueryException", source: str, target: str, checkpoint: str
+) -> TableError | None:
     """Say why a query stopped, where it is about the tables; Delta's own words may quote rows."""
     said = str(error)
     if "DELTA_SOURCE_TABLE_IGNORE_CHANGES" in said or "DELTA_SOURCE_IGNORE_DELETE" in said:
@@ -227,6 +253,21 @@ def stopped(error: "StreamingQueryException", source: str, checkpoint: str) -> T
         return TableError(
             f"{source}: is not the table that {checkpoint} remembers; it was made anew, or another "
             "job has this checkpoint: name another target.table and target.checkpoint"
+        )
+    if "DELTA_STREAMING_INCOMPATIBLE_SCHEMA_CHANGE" in said:
+        return TableError(
+            f"{source}: a column of it was renamed or dropped since the last run; score it into a "
+            "new target.table, with a checkpoint of its own"
+        )
+    if "DELTA_VIOLATE_CONSTRAINT" in said or "DELTA_NOT_NULL_CONSTRAINT" in said:
+        return TableError(
+            f"{target}: a constraint of it refuses a row of {source}; drop that constraint, or "
+            "take such rows out of the source"
+        )
+    if "DELTA_NULL_SCHEMA_IN_STREAMING_WRITE" in said:
+        return TableError(
+            f"{source}: one of its columns is of type void, which the target cannot have; cast it, "
+            "or leave it out by source.columns"
         )
     if "DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES" in said:
         return TableError(

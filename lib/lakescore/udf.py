@@ -86,6 +86,7 @@ def _column_udf(plan: Plan) -> Any:
         for results in load(plan).score(columns):
             yield results.columns[task.name]
 
+    score_arrays.__name__ = task.name  # of which Spark makes the column's
     if hasattr(functions, "arrow_udf"):
         return functions.arrow_udf(score_arrays, returned)
 
@@ -105,4 +106,5 @@ def _column_udf(plan: Plan) -> Any:
 
     is_struct = pa.types.is_struct(task.arrow_type)
     function = score_frames if is_struct else score_series
+    function.__name__ = task.name
     return functions.pandas_udf(function, returned)  # type: ignore[attr-defined]  # it is there

@@ -98,7 +98,9 @@ def test_tables_that_are_missing_or_lack_a_column_are_named(
     spark: "SparkSession", labelled: Path, entity_model: Path
 ) -> None:
     there, missing = str(labelled / "rows.parquet"), str(labelled / "no.parquet")
-    with pytest.raises(TableError, match=r"no\.parquet: no Parquet file or folder there"):
+    with pytest.raises(
+        TableError, match=r"no\.parquet: no Delta table and no Parquet file or folder"
+    ):
         evaluate(spark, missing, task="entities", model=str(entity_model))
     with pytest.raises(DataError, match=r"no column 'tags'; there are tokens, tags4"):
         evaluate(spark, there, task="entities", model=str(entity_model))

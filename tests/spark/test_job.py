@@ -240,6 +240,33 @@ def test_a_target_with_other_columns_is_refused_and_left_as_it_is(
     assert spark.read.format("delta").load(target).collect() == other.collect()
 
 
+def test_a_folder_of_other_files_is_no_target(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    folder = Path(settings["target"]["table"])
+    spark.range(3).write.parquet(str(folder))
+    before = sorted(folder.iterdir())
+    with pytest.raises(TableError, match="is a folder of other files"):
+        run(settings)
+    settings["target"]["table"] = settings["source"]["table"] + "/_delta_log/inside"
+    with pytest.raises(TableError, match="is inside another table's log"):
+        run(settings)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_constraint_of_the_target_is_named_and_no_row_is(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    target, source = run(settings).target, settings["source"]["table"]
+    spark.sql(f"ALTER TABLE delta.`{target}` ADD CONSTRAINT few CHECK (id < 60)")
+    more = spark.createDataFrame([(60, "Xylophonia")], "id long, text string")
+    more.write.format("delta").mode("append").save(source)
+    with pytest.raises(TableError) as raised:
+        run(settings)
+    assert str(raised.value).startswith(f"{target}: a constraint of it refuses a row of {source}; ")
+    assert spark.read.format("delta").load(target).count() == 60
+
+
 def test_rows_that_a_deletion_vector_hides_are_not_counted(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:

@@ -26,7 +26,9 @@ def test_udfs_are_columns_in_a_select(
 ) -> None:
     entities = lakescore.entities(str(entity_model))
     sentiment = lakescore.sentiment(str(sentiment_model))
-    rows = texts.select("id", entities("text").alias("e"), sentiment("text").alias("s")).collect()
+    named = texts.select("id", entities("text"), sentiment("text"))
+    assert named.columns == ["id", "entities(text)", "sentiment(text)"]
+    rows = named.toDF("id", "e", "s").collect()
     assert {row.id: row.e is not None for row in rows} == {
         1: True, 2: False, 3: False, 4: True, 5: False,
     }  # fmt: skip

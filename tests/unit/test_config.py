@@ -134,3 +134,10 @@ def test_settings_never_change() -> None:
     job = JobConfig.parse(ENTITIES)
     with pytest.raises(ValueError, match="frozen"):
         job.report = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["", "  ", "a\0b"])
+def test_a_name_that_names_nothing_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        JobConfig.parse({"target": {"checkpoint": value}, "tasks": {"sentiment": {"model": "m"}}})
+    assert str(raised.value) == f"config: 'target.checkpoint' is {value!r}; name something"

@@ -102,6 +102,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         remove("model.safetensors"),
         "has no model.safetensors; save it with save_pretrained(…, safe_serialization=True)",
     ),
+    "no room for a token": (
+        lambda model: edit(model / "tokenizer_config.json", model_max_length=2),
+        "its texts may have 2 tokens, 2 special ones included; mend model_max_length in "
+        "tokenizer_config.json",
+    ),
     "a shard that is a pickle": (
         one_shard_is_a_pickle,
         "model.safetensors.index.json names model-00002-of-00002.safetensors, which the model "

@@ -1,14 +1,23 @@
 """What a fine-tuning run is: strict, frozen settings; conf/finetune_*.yml are examples."""
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lakescore.config import MlflowConfig, Name, Names, Strict, TaskName
 from lakescore.labelled import ColumnsConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Weights = dict[Name, Annotated[float, Field(gt=0)]]
+Weights = dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
+def _names_of_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"is {', '.join(labels) or 'empty'}; name two labels or more, each once")
+    if numbered := [label for label in labels if re.fullmatch(r"LABEL_\d+", label)]:
+        raise ValueError(f"has {numbered[0]}, which says nothing; name the labels")
+    return labels
 
 
 class VocabularyConfig(Strict):
@@ -48,9 +57,9 @@ class FinetuneConfig(Strict):
     """The folder of an encoder, or `package:NAME/FOLDER` for one inside an installed package."""
     output: Name
     """The folder to write the checkpoint to."""
-    labels: Names
-    train: Weights
-    valid: Weights
+    labels: Annotated[Names, AfterValidator(_names_of_labels)]
+    train: Annotated[Weights, Field(min_length=1)]
+    valid: Annotated[Weights, Field(min_length=1)]
     """Tables to choose the best epoch by; never trained on."""
     exclude: Names = ()
     """Tables whose texts are not trained on, wherever they occur (case and space aside)."""
@@ -65,12 +74,12 @@ class FinetuneConfig(Strict):
     shortest_crop: Annotated[int, Field(ge=1)] = 64
     """Pieces of the shortest crop, and of the shortest chain; lengths are log-uniform."""
     epochs: Annotated[int, Field(ge=1)] = 3
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Share = 0.1
     dropout: Share = 0.0
     token_budget: Annotated[int, Field(ge=8)] = 2048
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     mlflow: MlflowConfig = MlflowConfig()
 
     @property

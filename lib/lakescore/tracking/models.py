@@ -137,6 +137,13 @@ def register(snapshot: "Snapshot", *, name: str, alias: str | None = None) -> Re
             f"{name!r} cannot name a registered model; take letters, digits, - and _ (in Unity "
             "Catalog catalog.schema.model)"
         )
+    if alias is not None and (
+        not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"v\d+|latest", alias, re.I)
+    ):
+        raise ModelError(
+            f"{alias!r} cannot be an alias; take letters, digits, - and _, but neither latest nor "
+            "v with a number, which MLflow keeps for itself"
+        )
     with model_errors(f"models:/{name}", "check name and alias, and the registry"), quiet():
         mlflow = load_mlflow()
         client = mlflow.MlflowClient()
