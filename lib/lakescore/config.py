@@ -1,8 +1,11 @@
 """What a job is: strict, frozen settings, read from YAML and `--set key=value`."""
 
 import difflib
+import errno
+import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -191,6 +194,30 @@ class JobConfig(Strict):
     mlflow: MlflowConfig = MlflowConfig()
     report: Name | None = None
     """Where the job writes its HTML report; none if not given."""
+
+
+def check_output(file: Path) -> None:
+    """Make a file's folder, and see that it can be written, before the work that would fill it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with output_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def output_errors(file: Path) -> Iterator[None]:
+    """Name the file in what is raised when it cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a name that holds a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{file}: {reason}; name a file that can be written") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

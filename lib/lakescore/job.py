@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tables, tracking
-from lakescore.config import JobConfig
+from lakescore.config import JobConfig, check_output
 from lakescore.distribute import is_connect
 from lakescore.errors import SetupError, TableError
 from lakescore.frame import score_with
@@ -59,8 +59,6 @@ def score_table(
             "dedicated access mode, or use lakescore.score and write its rows"
         )
     if config.report is not None:  # else a long run would end in that error
-        from lakescore.report import check_output
-
         check_output(Path(config.report))
     tracking.configure(
         config.mlflow.tracking_uri,

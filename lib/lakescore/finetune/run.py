@@ -1,9 +1,7 @@
 """Fine-tune an encoder on labelled Delta or Parquet tables: `lakescore finetune CONFIG.yml`."""
 
-import errno
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lakescore import labelled, tables, tracking
+from lakescore.config import check_output
 from lakescore.errors import ConfigError, DataError
 from lakescore.finetune import training, vocabulary
 from lakescore.finetune.dataset import Dataset
@@ -135,7 +134,7 @@ def finetune(spark: "SparkSession", config: FinetuneConfig) -> FinetuneResult:
         DataError: a labelled row is malformed.
         TableError: a table is missing.
     """
-    check_output(Path(config.output))
+    check_output(Path(config.output) / "config.json")
     tracking.configure(
         config.mlflow.tracking_uri,
         config.mlflow.experiment,
@@ -156,22 +155,6 @@ def finetune(spark: "SparkSession", config: FinetuneConfig) -> FinetuneResult:
             if path.is_file():
                 run.log_file(path, "model")
     return FinetuneResult(result.output, result.metrics, result.epoch, run.id)
-
-
-def check_output(folder: Path) -> None:
-    """Make the checkpoint's folder, and see that files can be written there, before an hour's work.
-
-    Raises:
-        ConfigError: they cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise ConfigError(
-            f"output: {folder}: {error.strerror}; name a folder that can be written"
-        ) from error
 
 
 def _read(spark: "SparkSession", table: str, config: FinetuneConfig) -> "pd.DataFrame":

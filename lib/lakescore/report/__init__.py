@@ -4,15 +4,12 @@
 no word of any text, so that they can go to MLflow; the page does, if it is `with_texts`.
 """
 
-import errno
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lakescore import tables, tracking
-from lakescore.errors import ConfigError
+from lakescore.config import output_errors
 from lakescore.report.counting import summarise
 from lakescore.report.page import render
 from lakescore.report.plots import plots
@@ -22,29 +19,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["Summary", "plots", "render", "summarise", "write_report"]
-
-
-def check_output(output: Path) -> None:
-    """Make the report's folder, and see that a file can be written there.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    with _output_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not os.access(output if output.exists() else output.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-@contextmanager
-def _output_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # a name that holds a NUL is a ValueError
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{output}: {reason}; name a file that can be written") from error
 
 
 def write_report(
@@ -74,7 +48,7 @@ def write_report(
     run = tracking.run_figures(summary.run_id) if summary.run_id else None
     figures = plots(summary)
     page = render(summary, figures, run, table=table)
-    with _output_errors(output):
+    with output_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page, "utf-8", newline="\n")
     if log_to is not None:
