@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from lakescore import ConfigError, JobConfig
+from lakescore.config import check_output
 
 ENTITIES = {"tasks": {"entities": {"model": "models/entities"}}}
 
@@ -141,3 +142,15 @@ def test_a_name_that_names_nothing_is_refused(value: str) -> None:
     with pytest.raises(ConfigError) as raised:
         JobConfig.parse({"target": {"checkpoint": value}, "tasks": {"sentiment": {"model": "m"}}})
     assert str(raised.value) == f"config: 'target.checkpoint' is {value!r}; name something"
+
+
+def test_where_a_file_cannot_be_written_is_said_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_output(tmp_path / "new/folder/report.html")
+    assert (tmp_path / "new/folder").is_dir()
+    for wrong in (tmp_path / "file/report.html", tmp_path / "new", tmp_path / "a\0b/report.html"):
+        with pytest.raises(ConfigError) as raised:
+            check_output(wrong)
+        message = str(raised.value)
+        assert message.startswith(f"{wrong}: ")
+        assert message.endswith("; name a file that can be written")

@@ -211,13 +211,13 @@ class SmallMemory:
 
 
 def test_memory_running_out_halves_the_batches_and_changes_no_result(entity_model: Path) -> None:
-    texts = [f"Maria Nowak {nth} flew to Lisbon" for nth in range(50)]
+    texts = [f"Maria Nowak {nth} flew to Lisbon" for nth in range(300)]  # several batches
     expected = score_one(Scorer([entity_task(entity_model)], WINDOWED), texts)
     task = entity_task(entity_model)
     memory = task.encoder.model = SmallMemory(task.encoder, 100)
     found = score_one(Scorer([task], WINDOWED), texts)
     assert rounded(found.columns["entities"]) == rounded(expected.columns["entities"])
-    assert codes(found) == [None] * 50
+    assert codes(found) == [None] * 300
     assert task.encoder.token_budget <= 200
     refused = memory.refused
     assert refused <= 8  # once for each halving, and not for each batch that was packed before
