@@ -12,6 +12,8 @@ from lakescore._version import __version__
 if TYPE_CHECKING:
     from lakescore.config import JobConfig
     from lakescore.errors import (
+        BudgetError,
+        BusyError,
         ConfigError,
         DataError,
         LakescoreError,
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
         TableError,
     )
     from lakescore.frame import score
-    from lakescore.job import RunSummary, score_table
+    from lakescore.job import score_table
+    from lakescore.rescore import rescore_table, retry_table
+    from lakescore.run import RunSummary
     from lakescore.udf import entities, sentiment
 
 __all__ = [
+    "BudgetError",
+    "BusyError",
     "ConfigError",
     "DataError",
     "JobConfig",
@@ -34,6 +40,8 @@ __all__ = [
     "TableError",
     "__version__",
     "entities",
+    "rescore_table",
+    "retry_table",
     "score",
     "score_table",
     "sentiment",
@@ -41,7 +49,9 @@ __all__ = [
 
 _MODULE_OF = {
     "JobConfig": "config",
-    "RunSummary": "job",
+    "RunSummary": "run",
+    "rescore_table": "rescore",
+    "retry_table": "rescore",
     "score_table": "job",
     "score": "frame",
     "entities": "udf",

@@ -1,4 +1,4 @@
-"""The command line: `lakescore score|evaluate|finetune|register|report|doctor`.
+"""The command line: `lakescore score|rescore|retry|purge|evaluate|finetune|register|report|doctor`.
 
 Results go to stdout, the last line as JSON; all else goes to stderr.
 """
@@ -19,13 +19,16 @@ import click
 
 from lakescore import __version__
 from lakescore.config import Aggregation, JobConfig, MlflowConfig, TaskName
-from lakescore.errors import LakescoreError, root_cause
+from lakescore.errors import BusyError, LakescoreError, root_cause
 from lakescore.progress import show_progress
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Command = Callable[..., Any]
+
+# The exit code where another run of the same job is at work; every other error is a 1.
+BUSY = 3
 
 SET_OPTION = click.option(
     "--set",
@@ -43,7 +46,8 @@ def cli(debug: bool) -> None:
     """Score the text of Delta tables with Hugging Face models, on Spark."""
     del debug  # `main` has taken it
     # pyspark prints Java's stack trace as a page of JSON, beside the exception that holds it too.
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+    # py4j prints what a micro-batch raises, which the command says itself.
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger", "py4j"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
@@ -102,16 +106,68 @@ def session() -> Iterator["SparkSession"]:
 @click.argument("config", type=click.Path(path_type=Path))
 @SET_OPTION
 def score(config: Path, overrides: tuple[str, ...]) -> None:
-    """Score what is new in CONFIG's source table and append it to its target."""
+    """Score what is new in CONFIG's source table into its target."""
     from lakescore.job import score_table
-    from lakescore.tables import job_tables
+
+    _run_job(score_table, config, overrides)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--stale", is_flag=True, help="The rows of another model version than the current.")
+@SET_OPTION
+def rescore(config: Path, stale: bool, overrides: tuple[str, ...]) -> None:
+    """Score rows of CONFIG's target again: with --stale, those of another model version."""
+    from lakescore.rescore import rescore_table
+
+    if not stale:
+        raise click.UsageError(
+            "which rows? --stale takes those of another model version; to score the whole source "
+            "again, use score with --set source.changes=snapshot --set target.write=overwrite"
+        )
+    _run_job(rescore_table, config, overrides)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@SET_OPTION
+def retry(config: Path, overrides: tuple[str, ...]) -> None:
+    """Score again the rows of CONFIG's target whose error may pass, as out_of_memory."""
+    from lakescore.rescore import retry_table
+
+    _run_job(retry_table, config, overrides)
+
+
+def _run_job(run: Callable[..., Any], config: Path, overrides: tuple[str, ...]) -> None:
+    """Run one of the jobs that a configuration describes, and print what it did."""
+    from lakescore.run import job_tables
 
     job = JobConfig.load(config, overrides)
     job_tables(job)  # what is missing is said before Spark starts
     job = job.model_copy(update={"mlflow": with_store(job.mlflow)})
     with session() as spark, show_progress() as progress:
-        summary = score_table(spark, job, now=datetime.now(UTC), progress=progress)
+        summary = run(spark, job, now=datetime.now(UTC), progress=progress)
     click.echo(json.dumps(asdict(summary), ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--retain-hours",
+    type=click.FloatRange(min=0),
+    default=168,
+    show_default=True,
+    help="Files that the table gave up longer ago are removed; 0 takes older versions at once.",
+)
+@SET_OPTION
+def purge(config: Path, retain_hours: float, overrides: tuple[str, ...]) -> None:
+    """Remove from the files of CONFIG's target what was deleted from it."""
+    from lakescore.purge import purge_target
+
+    job = JobConfig.load(config, overrides)
+    with session() as spark:
+        purged = purge_target(spark, job, retain_hours=retain_hours)
+    click.echo(json.dumps(asdict(purged), ensure_ascii=False))
 
 
 @cli.command()
@@ -264,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         click.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(1)
+        sys.exit(BUSY if isinstance(error, BusyError) else 1)
     except Exception as error:  # Spark's and MLflow's own, whose tracebacks are pages long
         if debug:
             raise

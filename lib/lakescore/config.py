@@ -97,6 +97,14 @@ def _not_blank(value: str) -> str:
 TaskName = Literal["entities", "sentiment"]
 Aggregation = Literal["simple", "first", "average", "max"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Changes = Literal["append", "cdf", "snapshot"]
+Write = Literal["append", "merge", "overwrite"]
+# What each kind of source may be written by; the first is the default.
+WRITES: dict[Changes, tuple[Write, ...]] = {
+    "append": ("append",),
+    "cdf": ("merge",),
+    "snapshot": ("merge", "overwrite"),
+}
 Name = Annotated[str, AfterValidator(_not_blank)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)]
 
@@ -112,20 +120,33 @@ class SourceConfig(Strict):
     """The column to score."""
     columns: Names | None = None
     """The columns to carry into the target besides the key; all of them if not given."""
+    changes: Changes = "append"
+    """How the source changes: `append`, rows are only added; `cdf`, the target follows its change
+    data feed; `snapshot`, the whole of its latest version is compared with the target."""
     max_bytes: Annotated[int, Field(ge=1, lt=2**63)] = 64 * 2**20
     """About how many bytes of source files one micro-batch reads; a file is never divided."""
+    max_files: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """How many source files one micro-batch reads at most; as many as `max_bytes` lets, if not
+    given. A snapshot is divided by `max_bytes` alone."""
     partitions: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Tasks that a micro-batch is divided into; by default four for each that can run at once."""
 
 
 class TargetConfig(Strict):
-    """The table to append to."""
+    """The table to write."""
 
     table: Name | None = None
     """The Delta table to write; created if it is not there."""
     checkpoint: Name | None = None
     """Where Spark remembers what was read. By default beside a target that is named by path;
     a target named by catalog needs one, on a Volume for instance."""
+    write: Write | None = None
+    """How rows get there: `append` for a source that only grows, `merge` by the key for one that
+    changes, `overwrite` to replace the whole by a snapshot, at once. By `source.changes`, if not
+    given."""
+    evolve: bool = False
+    """Whether columns that are new in the source, or tasks that are new in the job, become
+    columns of a target that is there already; without it they are an error."""
 
 
 class EntitiesConfig(Strict):
@@ -173,6 +194,14 @@ class EncodingConfig(Strict):
     """What happens to a text over `max_length`: windows over all of it, or the error too_long."""
 
 
+class LimitsConfig(Strict):
+    """What may go wrong before a run stops."""
+
+    max_error_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share of a run's rows that may have an error; any, if not given. A micro-batch that
+    goes over it is not committed, and the run stops."""
+
+
 class MlflowConfig(Strict):
     """Where runs are recorded and models found."""
 
@@ -191,9 +220,26 @@ class JobConfig(Strict):
     target: TargetConfig = TargetConfig()
     tasks: TasksConfig
     encoding: EncodingConfig = EncodingConfig()
+    limits: LimitsConfig = LimitsConfig()
     mlflow: MlflowConfig = MlflowConfig()
     report: Name | None = None
     """Where the job writes its HTML report; none if not given."""
+
+    @model_validator(mode="after")
+    def _write_fits(self) -> "JobConfig":
+        changes, write = self.source.changes, self.target.write
+        if write is not None and write not in WRITES[changes]:
+            fitting = " or ".join(WRITES[changes])
+            raise ValueError(
+                f"'target.write' is {write}, and a source of source.changes {changes} is written "
+                f"by {fitting}; change one of the two"
+            )
+        return self
+
+    @property
+    def write(self) -> Write:
+        """How rows get into the target."""
+        return self.target.write or WRITES[self.source.changes][0]
 
 
 def check_output(file: Path) -> None:
@@ -257,7 +303,7 @@ def _explain(problem: Any, model: type[Strict]) -> str:
         return f"{key!r} is missing; give it a value"
     reason = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key!r} {reason}"
+        return f"{key!r} {reason}" if key else reason
     if problem["type"] in ("model_type", "model_attributes_type"):
         known = list(_group(model, where).model_fields)
         return f"{key!r} is {problem['input']!r}, not a group of keys; known: {', '.join(known)}"

@@ -4,6 +4,8 @@
     ├── ConfigError     a job's configuration is wrong; raised before anything runs
     ├── ModelError      a model cannot be resolved, is unsafe, or does not fit its task
     ├── TableError      a source or target table is missing or has the wrong shape
+    ├── BudgetError     more rows failed than limits.max_error_fraction allows
+    ├── BusyError       another run of the same job is at work, and has the rows
     ├── DataError       labelled data for fine-tuning or evaluation is malformed
     └── SetupError      something around lakescore is missing: Java, Spark, Delta, a session
 
@@ -27,7 +29,15 @@ class ModelError(LakescoreError):
 
 
 class TableError(LakescoreError):
-    """Raised before scoring starts, when a source or target table does not fit the job."""
+    """Raised when a source or target table does not fit the job, or cannot be read or written."""
+
+
+class BudgetError(LakescoreError):
+    """Raised before a micro-batch is committed in which too many rows failed."""
+
+
+class BusyError(LakescoreError):
+    """Raised where another run of the same job was faster; what this one did is dropped."""
 
 
 class DataError(LakescoreError):

@@ -10,10 +10,8 @@ from lakescore.config import (
     Aggregation,
     EncodingConfig,
     EntitiesConfig,
-    JobConfig,
     MlflowConfig,
     SentimentConfig,
-    SourceConfig,
     TaskName,
     TasksConfig,
 )
@@ -166,19 +164,18 @@ def evaluate(
         TableError: there is no such table.
     """
     columns, mlflow = columns or ColumnsConfig(), mlflow or MlflowConfig()
-    config = JobConfig(
-        source=SourceConfig(text=_TEXT),
-        tasks=TasksConfig(entities=EntitiesConfig(model=model, aggregation=aggregation))
-        if task == "entities"
-        else TasksConfig(sentiment=SentimentConfig(model=model)),
-        encoding=encoding or EncodingConfig(),
-    )
+    tasks = TasksConfig(sentiment=SentimentConfig(model=model))
+    if task == "entities":
+        tasks = TasksConfig(entities=EntitiesConfig(model=model, aggregation=aggregation))
+    encoding = encoding or EncodingConfig()
     frame = _gold(spark, table, task, columns)
     # Before the model is resolved: it may be in this store.
     tracking.configure(mlflow.tracking_uri, mlflow.experiment, registry_uri=mlflow.registry_uri)
-    plan = make_plan(spark, config.tasks, config.encoding)
+    plan = make_plan(spark, tasks, encoding)
     snapshot = plan.tasks[0].snapshot
-    scored: pd.DataFrame = score_with(plan, frame, config).drop("model").toPandas()
+    scored: pd.DataFrame = (
+        score_with(plan, frame, carried=frame.columns, text=_TEXT).drop("model").toPandas()
+    )
     if task == "entities":
         scores: EntityScores | SentimentScores = compare_entities(
             scored, table, snapshot.labels, columns, types
@@ -195,7 +192,7 @@ def evaluate(
     counted = {"types": ",".join(types)} if types else {}
     with tracking.start_run(
         name=f"evaluate {labelled.short_name(table)}",
-        params=params | counted | {"dtype": config.encoding.dtype},
+        params=params | counted | {"dtype": encoding.dtype},
         tags={"lakescore.fingerprint": snapshot.fingerprint},
     ) as run:
         run.log_source(table, None, name=labelled.short_name(table), context="evaluation")

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lakescore import tracking
-from lakescore.config import JobConfig
+from lakescore.config import JobConfig, SourceConfig
 from lakescore.errors import TableError
 from lakescore.plan import Plan, load, make_plan
-from lakescore.tables import quoted
+from lakescore.tables import CHANGE, HASH, quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-# Columns that scoring adds, besides `Plan.result_columns`.
-ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at"))
+# Columns that scoring and the job add, besides `Plan.result_columns`.
+ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at", HASH, CHANGE))
 
 
 def score(df: "DataFrame", config: JobConfig) -> "DataFrame":
     """Return `df` with a column per task, and the columns `n_tokens`, `error` and `model`.
 
     All tasks are scored in one pass. `error` (code, detail) is null for a row that was scored;
-    for one that could not be, the tasks' columns are. Of `config`, `source.table`, `target` and
-    `mlflow.experiment` are not read: no run is recorded.
+    for one that could not be, the tasks' columns are. Of `config`, `source.table`, `target`,
+    `limits` and `mlflow.experiment` are not read: no run is recorded.
 
     Raises:
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
@@ -34,13 +34,15 @@ def score(df: "DataFrame", config: JobConfig) -> "DataFrame":
     at = config.mlflow
     if at.tracking_uri or at.registry_uri:  # the models may be there
         tracking.configure(at.tracking_uri, None, registry_uri=at.registry_uri)
-    return score_with(make_plan(df.sparkSession, config.tasks, config.encoding), df, config)
+    plan = make_plan(df.sparkSession, config.tasks, config.encoding)
+    carried = carried_columns(df, config.source, plan)
+    return score_with(plan, df, carried=carried, text=config.source.text)
 
 
 def score_with(
-    plan: Plan, df: "DataFrame", config: JobConfig, *, rows_done: Any = None
+    plan: Plan, df: "DataFrame", *, carried: list[str], text: str, rows_done: Any = None
 ) -> "DataFrame":
-    """Score as `score` does, by models that are resolved already.
+    """Score the column `text` of `df`, and keep the `carried` ones, by models that are resolved.
 
     `rows_done` is a Spark accumulator, or None: it shows progress, and counts rows of a task that
     was repeated again.
@@ -49,8 +51,7 @@ def score_with(
     from pyspark.sql.pandas.types import from_arrow_type
     from pyspark.sql.types import StructField, StructType
 
-    carried = _carried(df, config, plan)
-    wanted = list(dict.fromkeys([*carried, config.source.text]))
+    wanted = list(dict.fromkeys([*carried, text]))
     chosen = df.select(*(F.col(quoted(name)) for name in wanted))
     schema = StructType(
         [chosen.schema[name] for name in carried]
@@ -58,17 +59,18 @@ def score_with(
     )
     # By position, since mapInArrow cannot find a column whose name holds a dot.
     numbered = chosen.toDF(*(f"column_{nth}" for nth in range(len(wanted))))
-    score_batches = _batch_function(plan, wanted.index(config.source.text), schema.names, rows_done)
+    score_batches = _batch_function(plan, wanted.index(text), schema.names, rows_done)
     scored = numbered.mapInArrow(score_batches, schema)
-    versions = [
-        F.lit(value) for each in plan.tasks for value in (each.task.name, each.snapshot.version)
-    ]
+    versions = [F.lit(value) for item in plan.versions.items() for value in item]
     return scored.withColumn("model", F.create_map(*versions))
 
 
-def _carried(df: "DataFrame", config: JobConfig, plan: Plan) -> list[str]:
-    """Return the columns of `df` to keep, having checked that all that is needed is there."""
-    source = config.source
+def carried_columns(df: "DataFrame", source: SourceConfig, plan: Plan) -> list[str]:
+    """Return the columns of `df` to keep, having checked that all that is needed is there.
+
+    Raises:
+        TableError: a column is missing, is not text, or has a name that scoring needs.
+    """
     types = dict(df.dtypes)
     wanted = df.columns if source.columns is None else source.columns
     carried = list(dict.fromkeys([*source.key, *wanted]))

@@ -1,42 +1,45 @@
-"""The job: what is new in a source table, scored and appended to a target, recorded in MLflow."""
+"""The job: what is new in a source table, scored into a target, every row once."""
 
-import time
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakescore import metrics, tables, tracking
 from lakescore.config import JobConfig, check_output
-from lakescore.distribute import is_connect
-from lakescore.errors import SetupError, TableError
-from lakescore.frame import score_with
-from lakescore.plan import Plan, make_plan
+from lakescore.errors import LakescoreError, TableError
+from lakescore.failpoints import reached
+from lakescore.microbatch import Job
 from lakescore.progress import Progress
+from lakescore.run import Recorder, RunSummary, open_job, recorded, summary_of
+from lakescore.tables import (
+    CHANGE,
+    HASH,
+    load,
+    names,
+    position,
+    quoted,
+    source,
+    stage,
+    target,
+    writing,
+)
+from lakescore.todo import Todo
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-PARTITIONS_PER_SLOT = 4
+logger = logging.getLogger(__name__)
+
 POLL_SECONDS = 1
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a job did: the last line that it prints."""
-
-    target: str
-    rows_in: int
-    rows_scored: int
-    rows_failed: dict[str, int]
-    report: str | None
-    mlflow_run_id: str
+STREAM_STAGE, TODO_STAGE = "stage-stream", "stage-todo"
 
 
 def score_table(
     spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress
 ) -> RunSummary:
-    """Score what is new in the source table and append it to the target, in one MLflow run.
+    """Score what is new in the source table into the target, in one MLflow run.
 
     Args:
         spark: the session to use.
@@ -45,123 +48,268 @@ def score_table(
         progress: is called every second or so.
 
     Raises:
+        BudgetError: more rows failed than the job allows.
+        BusyError: another run of this job was faster; its rows are there.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: the session is one of Spark Connect.
-        TableError: the source is missing, or does not fit the target.
+        TableError: the source is missing, changed otherwise than the job allows, or does not fit
+            the target; or a table cannot be read or written.
     """
+    if config.report is not None:  # else a long run would end in that error
+        check_output(Path(config.report))
+    job = open_job(spark, config)
+
+    def report(recorder: Recorder) -> None:
+        recorder.report = _report(spark, job, recorder)
+
+    is_snapshot = config.source.changes == "snapshot"
+    stage_name = TODO_STAGE if is_snapshot else STREAM_STAGE
+    with (
+        recorded(
+            spark, job, "score", now=now, progress=progress, stage=stage_name, finish=report
+        ) as recorder,
+        explained(job),
+    ):
+        if is_snapshot:
+            _score_snapshot(spark, job, recorder)
+        else:
+            _score_stream(spark, job, recorder)
+    return summary_of(job, recorder)
+
+
+def _score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
+    """Score what was added or changed since the last run, a micro-batch at a time."""
     from pyspark.errors import StreamingQueryException
     from pyspark.sql import functions as F
 
-    if is_connect(spark):
-        raise SetupError(
-            "the job needs a classic Spark session, and this one is of Spark Connect; run it in "
-            "dedicated access mode, or use lakescore.score and write its rows"
+    config, is_feed = job.config.source, job.config.source.changes == "cdf"
+    source_id = names.describe(spark, job.source).id
+    writer = position.recorded(target.writers(spark, job.target), job.source, source_id)
+    if writer is not None:
+        position.check_writer(writer, job.source, job.target, job.key)
+    at = position.find(
+        spark,
+        writer,
+        source=job.source,
+        source_id=source_id,
+        target=job.target,
+        checkpoint=job.checkpoint,
+    )
+    version = names.version(spark, job.source)
+    if at.starting_version is not None and at.starting_version > version:
+        recorder.versions = source.VersionsRead(version, version)
+        return  # nothing came after the snapshot, and Spark refuses to wait for it
+    stream = source.read_stream(
+        spark,
+        job.source,
+        feed=is_feed,
+        starting_version=at.starting_version,
+        max_bytes=config.max_bytes,
+        max_files=config.max_files,
+    )
+
+    def register() -> None:
+        found = target.Writer(
+            source=job.source,
+            id=source_id,
+            key=job.key,
+            query=position.query_id(spark, at.folder),
+            version=None if at.starting_version is None else at.starting_version - 1,
         )
-    if config.report is not None:  # else a long run would end in that error
-        check_output(Path(config.report))
-    tracking.configure(
-        config.mlflow.tracking_uri,
-        config.mlflow.experiment,
-        registry_uri=config.mlflow.registry_uri,
-    )
-    source, target = tables.job_tables(config)
-    source_version = tables.version(spark, source)
-    stream = tables.read_new(spark, source, max_bytes=config.source.max_bytes)
-    made = make_plan(spark, config.tasks, config.encoding)
-    rows_done = spark.sparkContext.accumulator(0)
-    # Counted here, not by Spark's numInputRows: that has rows which a deletion vector hides.
-    read = _spread(stream, config.source.partitions).observe(
-        metrics.READ, F.count(F.lit(1)).alias(metrics.ROWS)
-    )
-    scored = score_with(made, read, config, rows_done=rows_done)
-    scored = scored.withColumn("run_id", F.lit("")).withColumn("scored_at", F.lit(now))
-    tables.check_target(spark, target, scored.schema)
-    checkpoint = tables.checkpoint_of(target, config.target.checkpoint)
-    tables.check_checkpoint(spark, target, checkpoint)
-    rows_before = tables.count(spark, target)
-    rows_in_all = max(tables.count(spark, source) - rows_before, 0)
+        if found != writer:
+            target.register(spark, job.target, found)
 
-    with tracking.start_run(
-        name=f"score {target}", params=_params(config, made, source_version), tags={}
-    ) as run:
-        run.log_source(source, source_version)
-        counts = metrics.observations([each.task for each in made.tasks])
-        observed = scored.withColumn("run_id", F.lit(run.id)).observe(metrics.WRITTEN, *counts)
-        totals = metrics.Totals()
-        began = time.monotonic()
-        query = tables.append(observed, target, checkpoint)
-        last, is_done, has_gap = -1, False, False
+    recorder.batches.before_first_write = register
+    failures: list[BaseException] = []
+
+    def score_batch(rows: "DataFrame", number: int) -> None:
+        def expected() -> int | None:
+            if is_feed and (number > 0 or at.starting_version is not None):
+                return None
+            return source.rows_expected(spark, job.source, at.folder, number, at.starting_version)
+
         try:
-            while not is_done:
-                is_done = bool(query.awaitTermination(POLL_SECONDS))
-                for batch in tables.committed(query, after=last):
-                    has_gap |= last >= 0 and batch.number != last + 1
-                    last = batch.number
-                    rows_in = int(batch.observed[metrics.READ][metrics.ROWS])
-                    totals.add(batch.observed[metrics.WRITTEN], rows_in=rows_in)
-                    run.log_metrics(totals.metrics(time.monotonic() - began), step=last)
-                done = max(totals.rows, rows_done.value)
-                progress(done, max(done, rows_in_all))
-        except StreamingQueryException as error:
-            if (known := tables.stopped(error, source, target, checkpoint)) is None:
-                raise
-            raise known from error
-        finally:
-            query.stop()
-        if has_gap:  # a store that did not answer held this loop up for too long
-            of_this_run = tables.load(spark, target).where(F.col("run_id") == run.id)
-            totals = metrics.Totals.recounted(of_this_run.agg(*counts).head())
-            run.log_metrics(totals.metrics(time.monotonic() - began), step=last)
-        if totals.rows_in != totals.rows:
-            raise TableError(
-                f"{target}: {totals.rows_in} rows were read and {totals.rows} written by run "
-                f"{run.id}; restore the version before it, and report this"
+            new = (
+                source.net_changes(rows, job.key)
+                if is_feed
+                else rows.withColumn(CHANGE, F.lit(source.INSERT))
             )
-        progress(totals.rows, totals.rows)
-        report = _report(spark, config, target, run)
-    return RunSummary(
-        target=target,
-        rows_in=totals.rows_in,
-        rows_scored=totals.rows - sum(totals.failed.values()),
-        rows_failed=totals.failed,
-        report=report,
-        mlflow_run_id=run.id,
+            recorder.batches.commit(
+                _prepared(new, job),
+                f"lakescore-{position.query_id(spark, at.folder)}",
+                number,
+                text=config.text,
+                expected=expected,
+            )
+        except BaseException as error:
+            # Spark would write down all that it says, which may quote a row.
+            failures.append(error)
+            raise RuntimeError("the driver says why") from None
+
+    query = (
+        stream.writeStream.trigger(availableNow=True)
+        .option("checkpointLocation", at.folder)
+        .foreachBatch(score_batch)
     )
+    running = _started(query, job)
+    try:
+        seen = -1
+        while not running.awaitTermination(POLL_SECONDS):
+            seen = _follow(running, recorder, seen)
+        _follow(running, recorder, seen)
+    except StreamingQueryException as error:
+        raise (failures[0] if failures else error) from None
+    finally:
+        running.stop()
+    reached("query_ended")
 
 
-def _spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
-    """Divide rows over all the tasks that can run at once: one small file would be one task."""
-    slots = df.sparkSession.sparkContext.defaultParallelism
-    return df.repartition(partitions or slots * PARTITIONS_PER_SLOT)
+def _prepared(rows: "DataFrame", job: Job) -> "DataFrame":
+    """Return the columns that a micro-batch needs: those carried, the text, its hash, `CHANGE`."""
+    from pyspark.sql import functions as F
+
+    text = job.config.source.text
+    wanted = list(dict.fromkeys([*job.carried, text, CHANGE]))
+    chosen = rows.select(*(F.col(quoted(name)) for name in wanted))
+    return chosen.withColumn(HASH, F.xxhash64(quoted(text)))
 
 
-def _params(config: JobConfig, plan: Plan, source_version: int) -> dict[str, object]:
-    """Return the run's parameters: the whole configuration, what the models were, the version."""
-    params: dict[str, object] = {"source.version": source_version}
-
-    def flatten(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                flatten(f"{prefix}.{key}" if prefix else key, inner)
-        elif value is not None:
-            params[prefix] = value
-
-    flatten("", config.model_dump(exclude={"mlflow"}))  # whose URIs may hold a password
-    for each in plan.tasks:
-        params[f"tasks.{each.task.name}.version"] = each.snapshot.version
-        params[f"tasks.{each.task.name}.fingerprint"] = each.snapshot.fingerprint
-    return params
+def _started(query: Any, job: Job) -> Any:
+    try:
+        return query.start()
+    except Exception as error:  # of Java's own: of a file system, for instance
+        if not hasattr(error, "java_exception"):
+            raise
+        raise writing.unwritable(job.checkpoint, error) from error
 
 
-def _report(spark: "SparkSession", config: JobConfig, target: str, run: tracking.Run) -> str | None:
+def _follow(query: Any, recorder: Recorder, seen: int) -> int:
+    """Take note of the micro-batches that Spark says are done, after number `seen`."""
+    for progress in query.recentProgress:
+        number = int(progress["batchId"])
+        if number > seen and progress["sources"][0]["endOffset"] is not None:
+            recorder.versions = recorder.versions.after(progress)
+            seen = number
+    recorder.show()
+    return seen
+
+
+def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
+    """Compare the source's latest version with the target, and score what differs."""
+    from pyspark.sql import functions as F
+
+    is_overwrite = job.config.write == "overwrite"
+    version = names.version(spark, job.source)
+    recorder.versions = source.VersionsRead(version, version)
+    source_id = names.describe(spark, job.source).id
+    writers = target.writers(spark, job.target)
+    before = position.recorded(writers, job.source, source_id)
+    if before is not None:
+        position.check_writer(before, job.source, job.target, job.key)
+    others = [each.source for each in writers if each != before]
+    if others and is_overwrite:
+        raise TableError(
+            f"{job.target}: holds rows of {others[0]} too, which target.write: overwrite would "
+            "remove; choose merge, or another target.table"
+        )
+    if others:
+        logger.warning(
+            "%s: holds rows of %s too; rows deleted from %s stay in it",
+            job.target,
+            ", ".join(others),
+            job.source,
+        )
+    batches = recorder.batches
+    if not is_overwrite:
+        batches.finish_begun(spark)
+    rows = load(spark, job.source, version=version)
+    source.check_keys(rows, job.source, job.key)
+    prepared = _prepared(rows.withColumn(CHANGE, F.lit(source.INSERT)), job)
+    there = load(spark, job.target)
+    if is_overwrite:
+        is_stale = ~source.is_scored_by(job.plan.versions)
+        if before and before.version == version and not there.where(is_stale).head(1):
+            return
+        todo = prepared
+    else:
+        todo = source.differences(
+            prepared.drop(CHANGE),
+            there,
+            key=job.key,
+            carried=job.carried,
+            versions=job.plan.versions,
+            with_deletes=not others,
+        )
+
+    def register(ended: int | None = None) -> None:
+        writer = target.Writer(source=job.source, id=source_id, key=job.key, version=ended)
+        target.register(spark, job.target, writer)
+
+    if before is None:
+        batches.before_first_write = register
+    score_steps(
+        spark, job, recorder, todo, max_bytes=2**63 if is_overwrite else job.config.source.max_bytes
+    )
+    done = target.Writer(source=job.source, id=source_id, key=job.key, version=version)
+    if done != before:
+        register(version)
+
+
+def score_steps(
+    spark: "SparkSession", job: Job, recorder: Recorder, rows: "DataFrame", *, max_bytes: int
+) -> None:
+    """Score rows that are known beforehand, each step of them one commit."""
+    from pyspark.sql import functions as F
+
+    todo = Todo(rows, f"{job.checkpoint}/todo")
+    is_scored = ~F.col(CHANGE).isin(source.DELETE, source.REFRESH)
+    found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()
+    assert found is not None  # an aggregate without groups has one row
+    if found[0] or job.config.write == "overwrite":
+        for number, step in enumerate(todo.steps(key=job.key, max_bytes=max_bytes)):
+            recorder.batches.commit(
+                step,
+                f"lakescore-{recorder.run.id}",
+                number,
+                text=job.config.source.text,
+                expected=lambda: int(found[1]),
+            )
+            recorder.show()
+    recorder.batches.settle()
+    todo.remove()
+    reached("todo_removed")
+
+
+@contextmanager
+def explained(job: Job) -> Iterator[None]:
+    """Say in lakescore's words why tables cannot be read on; Spark's own may quote rows."""
+    try:
+        yield
+    except LakescoreError:
+        raise
+    except Exception as error:  # Spark's, Delta's, and Java's own
+        said = str(error)
+        known = stage.lost(said, job.checkpoint) or source.read_error(said, job.source)
+        if known is None and "No space left on device" in said:
+            known = writing.unwritable(job.checkpoint, error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _report(spark: "SparkSession", job: Job, recorder: Recorder) -> str | None:
     """Write the report about the whole target, where the job asks for one."""
-    if config.report is None or not tables.exists(spark, target):  # no row was ever there
+    if job.config.report is None:
         return None
     from lakescore.report import write_report
 
-    source = config.source
     path = write_report(
-        spark, target, Path(config.report), text_column=source.text, key=source.key, log_to=run
+        spark,
+        job.target,
+        Path(job.config.report),
+        text_column=job.config.source.text,
+        key=job.key,
+        log_to=recorder.run,
     )
     return str(path)

@@ -1,8 +1,7 @@
-"""What is counted while rows are written: expressions that Spark observes, and their sums."""
+"""What is counted of scored rows: the expressions that Spark sums, and what follows from them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lakescore.tasks import Task
 from lakescore.tasks.entities import Entities
@@ -12,8 +11,6 @@ from lakescore.text import ErrorCode
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
-# The names of the observations in a query's progress: of rows that go in, and that come out.
-READ, WRITTEN = "lakescore_read", "lakescore_written"
 ROWS, TOKENS = "rows", "tokens"
 _SCORE_SUMS = ("entities_score_sum", "sentiment_score_sum")  # recorded as means
 
@@ -68,28 +65,33 @@ def _sentiment_sums(task: Sentiment) -> "dict[str, Column]":
 
 @dataclass
 class Totals:
-    """The sums of a run so far, and what follows from them."""
+    """The sums of some micro-batches, and what follows from them."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    rows_in: int = 0
+    refreshed: int = 0
+    deleted: int = 0
 
-    @classmethod
-    def recounted(cls, row: Any) -> "Totals":
-        """Take the sums from a row of `observations` over all that a run has written."""
-        totals = cls()
-        totals.add(row.asDict(), rows_in=int(row[ROWS]))
-        return totals
-
-    def add(self, observed: Mapping[str, float], *, rows_in: int) -> None:
-        """Add one micro-batch: what was observed of its rows, and how many Spark read."""
-        for name, value in observed.items():
+    def add(self, other: "Totals") -> None:
+        """Add another's sums to these."""
+        for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        self.rows_in += rows_in
+        self.refreshed += other.refreshed
+        self.deleted += other.deleted
 
     @property
     def rows(self) -> int:
-        """Rows written."""
+        """Rows that went in, which are the rows that were scored and those that failed."""
         return int(self.sums.get(ROWS, 0))
+
+    @property
+    def scored(self) -> int:
+        """Rows that have scores."""
+        return self.rows - sum(self.failed.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the first task."""
+        return int(self.sums.get(TOKENS, 0))
 
     @property
     def failed(self) -> dict[str, int]:
@@ -99,11 +101,12 @@ class Totals:
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """Return what MLflow records, of a run that has taken `seconds` so far."""
-        scored = self.rows - sum(self.failed.values())
+        scored = self.scored
         found = {name: value for name, value in self.sums.items() if name not in _SCORE_SUMS}
         entities = self._group("entities/")
         labels = self._group("sentiment/")
         found["rows_scored"] = float(scored)
+        found["rows_refreshed"], found["rows_deleted"] = float(self.refreshed), float(self.deleted)
         found["seconds"] = seconds
         found["rows_per_second"] = self.rows / max(seconds, 1e-9)
         found["tokens_per_second"] = self.sums.get(TOKENS, 0) / max(seconds, 1e-9)

@@ -51,6 +51,16 @@ class Plan:
             COMMON_COLUMNS
         )
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of each task's model, as the column `model` has it."""
+        return {each.task.name: each.snapshot.version for each in self.tasks}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each task's model."""
+        return {each.task.name: each.snapshot.fingerprint for each in self.tasks}
+
 
 def make_plan(spark: "SparkSession", tasks: TasksConfig, encoding: EncodingConfig) -> Plan:
     """Resolve the models that `tasks` names, once, and send them to the executors.

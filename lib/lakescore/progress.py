@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import tqdm
 
-Progress = Callable[[int, int], None]
-"""Is told (rows done, rows in all) while a job runs, and once more at its end."""
+Progress = Callable[[int, int | None], None]
+"""Is told (rows done, rows in all or None) while a job runs, and once more at its end."""
 
 # A log gets a line this often; a bar moves at every call.
 SECONDS_PER_LINE = 15.0
@@ -22,7 +22,7 @@ def show_progress() -> Iterator[Progress]:
         return
     with tqdm.tqdm(desc="scored", unit=" rows", unit_scale=True, dynamic_ncols=True) as bar:
 
-        def move(done: int, total: int) -> None:
+        def move(done: int, total: int | None) -> None:
             bar.total = total
             bar.n = done
             bar.refresh()
@@ -35,16 +35,19 @@ def line_progress(clock: Callable[[], float]) -> Progress:
     began = said = clock()
     last = -1
 
-    def say(done: int, total: int) -> None:
+    def say(done: int, total: int | None) -> None:
         nonlocal said, last
         now = clock()
-        is_end = done >= total
+        is_end = total is not None and done >= total
         if done == last or not (is_end or now - said >= SECONDS_PER_LINE):
             return
         said, last = now, done
         rate = done / max(now - began, 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left" if rate and not is_end else ""
-        text = f"scored {done:,} of {total:,} rows, {rate:,.0f} rows/s{left}"
+        of = left = ""
+        if total is not None:
+            of = f" of {total:,}"
+            left = f", {(total - done) / rate:,.0f} s left" if rate and not is_end else ""
+        text = f"scored {done:,}{of} rows, {rate:,.0f} rows/s{left}"
         print(text, file=sys.stderr, flush=True)
 
     return say

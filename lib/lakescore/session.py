@@ -22,6 +22,8 @@ LAPTOP_SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.shuffle.partitions": "4",
+    # VACUUM lists files by as many tasks; ten thousand of them take half a minute here.
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
@@ -39,7 +41,7 @@ LAPTOP_SETTINGS = {
 def local_session(
     app_name: str = "lakescore",
     *,
-    master: str = "local[*]",
+    master: str = "local[*,4]",
     settings: Mapping[str, str] | None = None,
     log_file: Path = Path("spark.log"),
 ) -> Iterator["SparkSession"]:

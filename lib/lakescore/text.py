@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE = "non_finite"
     TOKENIZER_ERROR = "tokenizer_error"
+    WORKER_LOST = "worker_lost"
 
 
 @dataclass(frozen=True, slots=True)

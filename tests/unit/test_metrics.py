@@ -17,14 +17,16 @@ def test_micro_batches_add_up_to_the_runs_figures() -> None:
         "sentiment/negative": 0.0,
         "sentiment_score_sum": 4.5,
     }
-    totals.add(first, rows_in=8)
-    totals.add(first | {"sentiment/negative": 0.0}, rows_in=8)
-    assert (totals.rows, totals.rows_in, totals.failed) == (16, 16, {"null_text": 4})
+    totals.add(Totals(first, refreshed=2))
+    totals.add(Totals(first | {"sentiment/negative": 0.0}, deleted=3))
+    assert (totals.rows, totals.scored, totals.failed) == (16, 12, {"null_text": 4})
     found = totals.metrics(seconds=4.0)
     assert found == {
         "rows": 16,
         "tokens": 200,
         "rows_scored": 12,
+        "rows_refreshed": 2,
+        "rows_deleted": 3,
         "seconds": 4,
         "rows_per_second": 4,
         "tokens_per_second": 50,
@@ -44,6 +46,8 @@ def test_micro_batches_add_up_to_the_runs_figures() -> None:
 def test_a_run_without_rows_has_figures_too() -> None:
     assert Totals().metrics(seconds=2.0) == {
         "rows_scored": 0,
+        "rows_refreshed": 0,
+        "rows_deleted": 0,
         "seconds": 2,
         "rows_per_second": 0,
         "tokens_per_second": 0,

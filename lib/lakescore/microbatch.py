@@ -1,0 +1,334 @@
+"""A micro-batch from its rows to one commit of the target: staged, counted, checked, written."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from lakescore import metrics, tracking
+from lakescore.config import JobConfig, Write
+from lakescore.errors import BudgetError, BusyError, TableError
+from lakescore.failpoints import reached
+from lakescore.frame import score_with
+from lakescore.metrics import Totals
+from lakescore.plan import Plan
+from lakescore.tables import names, source, stage, writing
+from lakescore.tables.names import quoted
+from lakescore.tables.source import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark.sql.types import StructType
+
+logger = logging.getLogger(__name__)
+
+PARTITIONS_PER_SLOT = 4
+# What the job adds to what scoring makes.
+RUN_COLUMNS = ("model", "run_id", "scored_at")
+_TEXT = "_text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run works on: a configuration whose tables and models were found and checked.
+
+    Attributes:
+        config: the settings.
+        source: the table that is read.
+        target: the table that is written.
+        checkpoint: the folder of what the job remembers.
+        plan: the models.
+        carried: the columns of the source that the target has, the key first.
+        schema: the target's.
+    """
+
+    config: JobConfig
+    source: str
+    target: str
+    checkpoint: str
+    plan: Plan
+    carried: tuple[str, ...]
+    schema: "StructType"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The columns that identify a row."""
+        return self.config.source.key
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The columns that scoring makes, with those of the run."""
+        return (*(name for name, _ in self.plan.result_columns), *RUN_COLUMNS)
+
+    @property
+    def digest(self) -> str:
+        """Tell runs that score alike, and into the same columns, from others."""
+        told = [
+            self.plan.fingerprints,
+            self.config.tasks.model_dump(),
+            self.config.encoding.model_dump(),
+            [each.jsonValue() for each in self.schema],
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+class MicroBatches:
+    """Commits each micro-batch of a run once, and counts what was committed.
+
+    A micro-batch counts once the next one begins, or the run ends: until then Spark has not
+    written down that it is done, and another run may do it again.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        run: tracking.Run,
+        *,
+        now: datetime,
+        how: Write,
+        stage_folder: str,
+        rows_done: Any,
+    ) -> None:
+        """Work for `run`; what is scored and not committed yet is in `stage_folder`.
+
+        `before_first_write` is called once, when all that could refuse rows has been passed.
+        """
+        self.job = job
+        self.totals = Totals()
+        self.before_first_write: Callable[[], None] | None = None
+        self.rows_expected: int | None = None
+        self._run = run
+        self._now = now
+        self._how = how
+        self._stage_folder = stage_folder
+        self._rows_done = rows_done
+        self._pending: Totals | None = None
+        self._number = 0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    def commit(
+        self,
+        rows: "DataFrame",
+        app: str,
+        number: int,
+        *,
+        text: str,
+        expected: Callable[[], int | None],
+    ) -> None:
+        """Score rows and commit them to the target, unless a run before has done so.
+
+        Args:
+            rows: the target's carried columns, `HASH`, `CHANGE`, and the text.
+            app: the application that numbers its micro-batches.
+            number: the micro-batch's, from 0 on.
+            text: the column to score.
+            expected: counts the rows of the whole run, or None where that cannot be known.
+
+        Raises:
+            BudgetError: more rows failed than the job allows; nothing was written.
+            BusyError: another run of the same job was faster.
+            TableError: keys are null or double, or a table cannot be written.
+        """
+        self.settle()
+        reached("batch_begun")
+        spark, transaction = rows.sparkSession, writing.Commit(app=app, number=number)
+        staged = stage.find(spark, self._stage_folder)
+        if staged is not None and staged.is_of(app, number):
+            if self._was_committed(spark, transaction, staged):
+                return
+        elif staged is not None and staged.app == app and staged.number > number:
+            raise BusyError(
+                f"{self._stage_folder}: another run of this job is ahead; it has the rows"
+            )
+        if staged is None or not staged.is_of(app, number) or staged.digest != self.job.digest:
+            names.remove(spark, self._stage_folder)
+            self._stage(rows, transaction, text)
+        reached("batch_staged")
+        if self.rows_expected is None:
+            self.rows_expected = expected()
+        self._write(spark, transaction)
+
+    def finish_begun(self, spark: "SparkSession") -> None:
+        """Commit what a run before has scored and not committed, where it would score alike."""
+        staged = stage.find(spark, self._stage_folder)
+        if staged is None:
+            return
+        transaction = writing.Commit(app=staged.app, number=staged.number)
+        is_done = self._was_committed(spark, transaction, staged)
+        if not is_done and staged.digest == self.job.digest:
+            self._write(spark, transaction)
+        self.end(spark)
+
+    def settle(self) -> None:
+        """Count the last micro-batch: Spark has written down that it is done."""
+        if self._pending is not None:
+            self.totals.add(self._pending)
+            self._pending = None
+            self._run.log_metrics(self.totals.metrics(self.seconds), step=self._number)
+            self._number += 1
+
+    def end(self, spark: "SparkSession") -> None:
+        """Count the last micro-batch, and remove what was put aside."""
+        self.settle()
+        names.remove(spark, self._stage_folder)
+        reached("stage_removed")
+
+    def _was_committed(
+        self, spark: "SparkSession", transaction: writing.Commit, staged: stage.Manifest
+    ) -> bool:
+        found = writing.find_commit(
+            spark, self.job.target, transaction, since=staged.target_version
+        )
+        if found is not None:
+            self._pending = Totals(found["sums"], found["refreshed"], found["deleted"])
+        return found is not None
+
+    def _stage(self, rows: "DataFrame", transaction: writing.Commit, text: str) -> None:
+        from pyspark.sql import functions as F
+
+        job, spark = self.job, rows.sparkSession
+        is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
+        carried = [name for name in rows.columns if name in {*job.carried, HASH, CHANGE}]
+        given = spread(rows, job.config.source.partitions)
+        given = given.withColumn(_TEXT, F.when(is_scored, F.col(quoted(text))))
+        scored = score_with(
+            job.plan, given, carried=carried, text=_TEXT, rows_done=self._rows_done
+        ).withColumns({"run_id": F.lit(self._run.id), "scored_at": F.lit(self._now)})
+        manifest = stage.Manifest(
+            app=transaction.app,
+            number=transaction.number,
+            digest=job.digest,
+            target_version=names.version(spark, job.target),
+        )
+        stage.write(scored, self._stage_folder, manifest)
+
+    def _write(self, spark: "SparkSession", transaction: writing.Commit) -> None:
+        """Count and check what is staged, and write it."""
+        job, staged = self.job, names.load(spark, self._stage_folder)
+        ranged = writing.ranged(job.schema, job.key, job.config.source.text)
+        groups = self._count(staged, ranged)
+        counts = Totals(
+            _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
+            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
+            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE),
+        )
+        ends = {name: _ends(groups, name) for name in ranged}
+        ranges = {name: pair for name, pair in ends.items() if None not in pair}
+        try:
+            self._check_keys(staged, groups, ranges)
+            self._check_budget(counts)
+        except (BudgetError, TableError):
+            names.remove(spark, self._stage_folder)  # a later run shall score it anew
+            raise
+        reached("batch_checked")
+        if self.before_first_write is not None:
+            self.before_first_write()
+            self.before_first_write = None
+        note = {"run_id": self._run.id, **vars(counts)}
+        writing.write(
+            staged,
+            job.target,
+            self._how,
+            writing.Commit(app=transaction.app, number=transaction.number, note=note),
+            key=job.key,
+            ranges=ranges,
+            results=job.results,
+        )
+        self._pending = counts
+        reached("batch_committed")
+
+    def _count(self, staged: "DataFrame", ranged: list[str]) -> list["Row"]:
+        """Return, for each kind of change, the sums of its rows and the ends of its keys."""
+        from pyspark.sql import functions as F
+
+        is_null = reduce(
+            lambda a, b: a | b, (F.col(quoted(name)).isNull() for name in self.job.key)
+        )
+        ends = [
+            function(quoted(name)).alias(f"{kind} {name}")
+            for name in ranged
+            for kind, function in (("least", F.min), ("greatest", F.max))
+        ]
+        sums = metrics.observations([each.task for each in self.job.plan.tasks])
+        null = F.count_if(is_null).alias("null keys")
+        return staged.groupBy(CHANGE).agg(*sums, null, *ends).collect()
+
+    def _check_keys(
+        self, staged: "DataFrame", groups: list["Row"], ranges: dict[str, tuple[Any, Any]]
+    ) -> None:
+        """Check that every key is there, once, and new where the row is.
+
+        Raises:
+            TableError: it is not.
+        """
+        from pyspark.sql import functions as F
+
+        job = self.job
+        rows = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}
+        source.refuse_null_keys(job.source, job.key, sum(int(row["null keys"]) for row in groups))
+        source.refuse_double_keys(job.source, job.key, rows.get(DOUBLE, 0))
+        new = rows.get(INSERT, 0)
+        if not new or job.config.source.changes == "snapshot":  # which has compared all keys
+            return
+        inserted = staged.where(F.col(CHANGE) == INSERT)
+        if job.config.source.changes == "append":
+            source.check_keys(inserted, job.source, job.key)
+        if found := writing.present(inserted, job.target, job.key, ranges):
+            raise TableError(
+                f"{job.source}: {found:,} of {new:,} new rows have a key ({', '.join(job.key)}) "
+                f"that {job.target} has already; {source.UNIQUE}"
+            )
+
+    def _check_budget(self, counts: Totals) -> None:
+        """Check that no more rows failed than may.
+
+        Raises:
+            BudgetError: more did.
+        """
+        budget = self.job.config.limits.max_error_fraction
+        so_far = Totals(dict(self.totals.sums))
+        so_far.add(counts)
+        failed = sum(so_far.failed.values())
+        rows = max(so_far.rows, self.rows_expected or 0)
+        if budget is None or not rows or failed / rows <= budget:
+            return
+        by_code = ", ".join(f"{code} {count:,}" for code, count in so_far.failed.items())
+        raise BudgetError(
+            f"{self.job.target}: {failed:,} of {rows:,} rows failed ({by_code}), over "
+            f"limits.max_error_fraction {budget:g}; the micro-batch at hand was not written. Look "
+            "at its rows, then mend the model, the settings or the limit and run again; rows that "
+            f"were mended in the source want more: {source.RECOVER}"
+        )
+
+
+def spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
+    """Divide rows over all the tasks that can run at once: one small file would be one task."""
+    slots = df.sparkSession.sparkContext.defaultParallelism
+    return df.repartition(partitions or slots * PARTITIONS_PER_SLOT)
+
+
+def _summed(groups: list["Row"]) -> dict[str, float]:
+    """Add the sums of several kinds of change."""
+    sums: dict[str, float] = {}
+    for row in groups:
+        for name, value in row.asDict().items():
+            if isinstance(value, float) and not name.startswith(("least ", "greatest ")):
+                sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def _ends(groups: list["Row"], name: str) -> tuple[Any, Any]:
+    """Return the least and greatest value of a key column; None where there is none."""
+    least = [row[f"least {name}"] for row in groups if row[f"least {name}"] is not None]
+    greatest = [row[f"greatest {name}"] for row in groups if row[f"greatest {name}"] is not None]
+    return min(least, default=None), max(greatest, default=None)

@@ -1,0 +1,81 @@
+"""Forgetting: what was deleted from a target leaves its files, too."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lakescore.config import JobConfig
+from lakescore.errors import TableError
+from lakescore.job import STREAM_STAGE, TODO_STAGE
+from lakescore.run import checkpoint_of, job_tables
+from lakescore.tables import delta_table, exists, identifier, load, remove
+from lakescore.tables.writing import retried
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What was purged: the last line that the command prints."""
+
+    target: str
+    retain_hours: float
+    files_before: int
+    files_after: int
+
+
+def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: float) -> Purged:
+    """Rewrite the files that hold deleted rows, and remove files of old versions.
+
+    A version of the target that is older than `retain_hours` cannot be read any more. Readers and
+    writers that are at work longer than that lose files under their hands: with 0, none may be.
+
+    Raises:
+        ConfigError: the configuration names no tables.
+        TableError: there is no target, or a run that did not end has rows put aside for it.
+    """
+    _, target = job_tables(config)
+    load(spark, target)
+    checkpoint = checkpoint_of(config)
+    if exists(spark, f"{checkpoint}/{STREAM_STAGE}"):
+        raise TableError(
+            f"{checkpoint}: holds rows that a run has scored and not committed, since it did not "
+            "end; run `lakescore score` to its end, then purge again"
+        )
+    for folder in (TODO_STAGE, "todo"):  # a run before that did not end begins these anew
+        remove(spark, f"{checkpoint}/{folder}")
+    before = _files(spark, target)
+    retried(target, lambda: _execute(spark, f"REORG TABLE {identifier(target)} APPLY (PURGE)"))
+    with _any_retention(spark):
+        retried(target, lambda: _vacuum(spark, target, retain_hours))
+    return Purged(target, retain_hours, before, _files(spark, target))
+
+
+def _files(spark: "SparkSession", target: str) -> int:
+    return int(delta_table(spark, target).detail().select("numFiles").first()[0])
+
+
+def _execute(spark: "SparkSession", statement: str) -> None:
+    spark.sql(statement).collect()
+
+
+def _vacuum(spark: "SparkSession", target: str, hours: float) -> None:
+    delta_table(spark, target).vacuum(hours)
+
+
+@contextmanager
+def _any_retention(spark: "SparkSession") -> Iterator[None]:
+    """Let VACUUM go below a week: whoever gives the hours has thought of other readers."""
+    before = spark.conf.get(_CHECK, None)
+    spark.conf.set(_CHECK, "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            spark.conf.unset(_CHECK)
+        else:
+            spark.conf.set(_CHECK, before)

@@ -1,0 +1,74 @@
+"""New scores for rows that are in the target already: of another model version, or failed."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from lakescore.config import JobConfig
+from lakescore.job import TODO_STAGE, explained, score_steps
+from lakescore.progress import Progress
+from lakescore.run import RunSummary, open_job, recorded, summary_of
+from lakescore.tables import CHANGE, HASH, load, quoted, source
+from lakescore.text import ErrorCode
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+# What may pass: another machine, a whole checkpoint, a text that was not to blame.
+PASSING = (ErrorCode.OUT_OF_MEMORY, ErrorCode.NON_FINITE, ErrorCode.WORKER_LOST)
+
+
+def rescore_table(
+    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress
+) -> RunSummary:
+    """Score again the rows of the target whose model version is not the current one.
+
+    It goes on where it was stopped, since rows that it has done are of the current version. All
+    else is as with `score_table`.
+    """
+    return _again(spark, config, "rescore", now=now, progress=progress)
+
+
+def retry_table(
+    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress
+) -> RunSummary:
+    """Score again the rows of the target whose error may pass; all else as with `score_table`."""
+    return _again(spark, config, "retry", now=now, progress=progress)
+
+
+def _again(
+    spark: "SparkSession", config: JobConfig, command: str, *, now: datetime, progress: Progress
+) -> RunSummary:
+    from pyspark.sql import functions as F
+
+    job = open_job(spark, config, makes_target=False)
+    is_wanted: Column = ~source.is_scored_by(job.plan.versions)
+    if command == "retry":
+        is_wanted = F.col("error.code").isin(*map(str, PASSING))
+    with (
+        recorded(
+            spark, job, command, now=now, progress=progress, stage=TODO_STAGE, how="merge"
+        ) as recorder,
+        explained(job),
+    ):
+        recorder.batches.finish_begun(spark)
+        rows = load(spark, job.target).where(is_wanted)
+        todo = _with_text(spark, rows, config).withColumn(CHANGE, F.lit(source.RESCORE))
+        score_steps(spark, job, recorder, todo, max_bytes=config.source.max_bytes)
+    return summary_of(job, recorder)
+
+
+def _with_text(spark: "SparkSession", rows: "DataFrame", config: JobConfig) -> "DataFrame":
+    """Return keys, texts and hashes: from the target, or from the source where it has no text.
+
+    A text that has changed in the source since is left for `score`.
+    """
+    from pyspark.sql import functions as F
+
+    key, text = [*config.source.key], config.source.text
+    hashed = F.xxhash64(quoted(text))
+    if text in rows.columns:
+        return rows.select(*map(quoted, dict.fromkeys([*key, text]))).withColumn(HASH, hashed)
+    assert config.source.table is not None  # open_job has seen to it
+    texts = load(spark, config.source.table).select(*map(quoted, [*key, text]))
+    kept = rows.select(*map(quoted, [*key, HASH]))
+    return texts.withColumn(HASH, hashed).join(kept, [*key, HASH], "left_semi")

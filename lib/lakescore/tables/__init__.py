@@ -1,0 +1,30 @@
+"""Delta tables: what is new in the source, and how each row of it gets into the target once."""
+
+from lakescore.tables.names import (
+    delta_table,
+    describe,
+    exists,
+    identifier,
+    is_path,
+    load,
+    quoted,
+    remove,
+    version,
+)
+from lakescore.tables.source import CHANGE, HASH
+from lakescore.tables.stage import save_aside
+
+__all__ = [
+    "CHANGE",
+    "HASH",
+    "delta_table",
+    "describe",
+    "exists",
+    "identifier",
+    "is_path",
+    "load",
+    "quoted",
+    "remove",
+    "save_aside",
+    "version",
+]

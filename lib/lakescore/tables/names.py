@@ -1,0 +1,200 @@
+"""Delta tables by name or path: how they are quoted, opened, described and removed."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lakescore.distribute import is_connect
+from lakescore.errors import TableError, root_cause
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+# What Spark and Delta say of a table that is not there; all else is about one that is.
+_MISSING = frozenset(
+    {
+        "DELTA_MISSING_DELTA_TABLE",
+        "DELTA_PATH_DOES_NOT_EXIST",
+        "DELTA_TABLE_NOT_FOUND",
+        "PATH_NOT_FOUND",
+        "SCHEMA_NOT_FOUND",
+        "TABLE_OR_VIEW_NOT_FOUND",
+    }
+)
+_PARTS = re.compile(r"`(?:[^`]|``)+`|[^`.]+")
+
+
+def is_path(table: str) -> bool:
+    """Tell a path (anything with a slash) from a name in the catalog."""
+    return "/" in re.sub("`[^`]*`", "", table)
+
+
+def quoted(column: str) -> str:
+    """Return a column's name for a Spark expression: it may hold a dot or a space."""
+    return "`" + column.replace("`", "``") + "`"
+
+
+def identifier(table: str) -> str:
+    """Return a table for SQL, each part of its name in quotes, whatever is in it.
+
+    Raises:
+        TableError: it is not of the form a, a.b or a.b.c.
+    """
+    if is_path(table):
+        return f"delta.{quoted(table)}"
+    return ".".join(map(quoted, _parts(table)))
+
+
+def beside(table: str, suffix: str) -> str:
+    """Return the name or path of a table that belongs to `table`: scored -> scored_runs."""
+    if is_path(table):
+        return table.rstrip("/") + suffix
+    *parents, last = _parts(table)
+    return ".".join([*map(quoted, parents), quoted(last + suffix)])
+
+
+def place(table: str) -> str:
+    """Return what tells a table from every other: its name's parts, or its absolute path."""
+    if not is_path(table):
+        return identifier(table)
+    return table.rstrip("/") if "://" in table else os.path.abspath(table)
+
+
+def _parts(name: str) -> list[str]:
+    """Take a name in the catalog apart."""
+    found = _PARTS.findall(name)
+    if not 1 <= len(found) <= 3 or ".".join(found) != name:
+        raise TableError(
+            f"{name}: is not the name of a table; write catalog.schema.table, a part with "
+            "another character than letters, digits and _ in backticks"
+        )
+    return [part[1:-1].replace("``", "`") if part[0] == "`" else part for part in found]
+
+
+def load(spark: "SparkSession", table: str, *, version: int | None = None) -> "DataFrame":
+    """Read a Delta table by name or path, at its latest version if none is given.
+
+    Raises:
+        TableError: there is no such table, or it is not Delta.
+    """
+    found = _find(spark, table, version)
+    if found is None:
+        remedy = f"name the table as the catalog does, or its path with a slash (./{table})"
+        if is_path(table):
+            remedy = "name the folder that holds its _delta_log, or the table as the catalog does"
+        kind = "path" if is_path(table) else "name"
+        raise TableError(f"{table}: no Delta table under this {kind}; {remedy}")
+    return found
+
+
+def exists(spark: "SparkSession", table: str) -> bool:
+    """Tell whether there is a Delta table of that name or path."""
+    return _find(spark, table, None) is not None
+
+
+def condition(error: Exception) -> str:
+    """Return the name that Spark or Delta gives an error, as TABLE_OR_VIEW_NOT_FOUND."""
+    name = getattr(error, "getCondition", None) or getattr(error, "getErrorClass", None)
+    return (name() if name else None) or ""
+
+
+def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame | None":
+    """Read a table; None where there is none.
+
+    Raises:
+        TableError: something is there that cannot be read, or the name is none.
+    """
+    from pyspark.errors import AnalysisException, PySparkException
+
+    reader = spark.read.format("delta") if is_path(table) else spark.read
+    if version is not None:
+        reader = reader.option("versionAsOf", version)
+    try:
+        found = reader.load(table) if is_path(table) else reader.table(identifier(table))
+        found.schema  # noqa: B018  # Connect looks for the table only when it is asked
+        return found
+    except AnalysisException as error:
+        if condition(error) in _MISSING:
+            return None
+        reason = str(error).strip().splitlines()[0][:200]
+        raise TableError(f"{table}: cannot be read; check the name and the grants: {reason}") from (
+            error
+        )
+    except Exception as error:  # of Java's own: of a file system that is not there
+        if not isinstance(error, PySparkException) and not hasattr(error, "java_exception"):
+            raise
+        raise TableError(
+            f"{table}: cannot be read; name a path or a table that this Spark can reach "
+            f"({root_cause(error)})"
+        ) from error
+
+
+def delta_table(spark: "SparkSession", table: str) -> Any:
+    """Return Delta's own handle of a table that is there.
+
+    Raises:
+        TableError: there is no such table, or it is a view, or of another format.
+    """
+    from delta.tables import DeltaTable
+    from pyspark.errors import AnalysisException
+
+    load(spark, table)
+    try:
+        if is_path(table):
+            return DeltaTable.forPath(spark, table)
+        return DeltaTable.forName(spark, identifier(table))
+    except AnalysisException as error:
+        raise TableError(
+            f"{table}: is not a Delta table; name one, or save it with format delta"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What Delta knows of a table without reading it; `id` is new when a table is made anew."""
+
+    id: str
+    properties: Mapping[str, str]
+    bytes: int
+
+
+def describe(spark: "SparkSession", table: str) -> Details:
+    """Return a table's details.
+
+    Raises:
+        TableError: there is no such table, or it is not Delta.
+    """
+    row = delta_table(spark, table).detail().select("id", "properties", "sizeInBytes").first()
+    return Details(row["id"], row["properties"] or {}, int(row["sizeInBytes"] or 0))
+
+
+def version(spark: "SparkSession", table: str) -> int:
+    """Return the number of a Delta table's latest commit.
+
+    Raises:
+        TableError: there is no such table, or it is a view, or of another format.
+    """
+    return int(delta_table(spark, table).history(1).select("version").first()["version"])
+
+
+def set_property(spark: "SparkSession", table: str, name: str, value: str) -> None:
+    """Set a table's property, which is a commit of its own."""
+    literal = value.replace("\\", "\\\\").replace("'", "\\'")
+    spark.sql(f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = '{literal}')")
+
+
+def remove(spark: "SparkSession", folder: str) -> None:
+    """Remove a folder and all that is in it, on any file system that Spark writes to.
+
+    Spark has no call of its own for it. With Connect there is no JVM to ask; there a folder is on
+    a Volume, which the driver sees as files.
+    """
+    if is_connect(spark):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    jvm: Any = spark._jvm
+    path = jvm.org.apache.hadoop.fs.Path(folder)
+    path.getFileSystem(spark._jsc.hadoopConfiguration()).delete(path, True)
