@@ -153,6 +153,14 @@ def task_device(device_count: int) -> tuple[str, int]:
     return device_for(gpu.addresses if gpu else [], _first_partition(), device_count), task.cpus()
 
 
+def is_repeated() -> bool:
+    """Tell whether this Spark task was tried before: its worker may have died of a text."""
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    return task is not None and task.attemptNumber() > 0
+
+
 @cache
 def _first_partition() -> int:
     """Return this worker's first partition: it keeps that one's device, and loads models once."""

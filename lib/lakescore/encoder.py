@@ -14,6 +14,7 @@ from lakescore.batching import bucket, pack
 from lakescore.config import Dtype
 from lakescore.device import is_out_of_memory, resolve_dtype
 from lakescore.errors import ModelError
+from lakescore.failpoints import forward
 from lakescore.text import ErrorCode, RowError, Windows
 from lakescore.tokens import Batch, Tokenizer, Tokens, collate
 
@@ -234,6 +235,7 @@ class Encoder:
                 request.tokenizer, request.tokens, request.windows, members, width=width
             )
             try:
+                forward(width)
                 with torch.inference_mode():
                     found = self._forward(model, batch, top=request.top)
             except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError

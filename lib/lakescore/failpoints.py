@@ -1,16 +1,21 @@
-"""Named steps at which a test lets a run fail; they cost one comparison where none is named.
+"""Faults that tests order by environment variables; where none is set they cost a comparison.
 
-    LAKESCORE_FAILPOINT=step[:nth[:raise]]  kill this process group when the step is reached for
-                                            the nth time (the first, if not given), or raise
-
-Nothing but a test sets them.
+LAKESCORE_FAILPOINT=step[:nth[:raise]]   kill this process group when a run reaches the step
+for the nth time (1 if not given), or raise there
+LAKESCORE_POISON=marker                  kill the process that tokenizes a text with the marker
+LAKESCORE_TOKENIZER_ERROR=marker         let the tokenizer refuse such a text
+LAKESCORE_OUT_OF_MEMORY_FROM=tokens      let memory run out in windows of so many tokens
 """
 
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterable
 
-_WANTED = os.environ.get("LAKESCORE_FAILPOINT", "")
+_STEP = os.environ.get("LAKESCORE_FAILPOINT", "")
+_POISON = os.environ.get("LAKESCORE_POISON", "")
+_REFUSED = os.environ.get("LAKESCORE_TOKENIZER_ERROR", "")
+_TOO_WIDE = int(os.environ.get("LAKESCORE_OUT_OF_MEMORY_FROM", "0"))
 _TIMES: Counter[str] = Counter()
 
 
@@ -20,11 +25,33 @@ def reached(step: str) -> None:
     Raises:
         RuntimeError: a test wants it.
     """
-    if not _WANTED:
+    if not _STEP:
         return
-    name, nth, action = (*_WANTED.split(":"), "", "")[:3]
+    name, nth, action = (*_STEP.split(":"), "", "")[:3]
     _TIMES[step] += 1
     if name == step and _TIMES[step] == int(nth or 1):
         if action == "raise":
             raise RuntimeError(f"failpoint {step}")
-        os.killpg(os.getpgid(0), signal.SIGKILL)
+        os.killpg(os.getpgid(0), signal.SIGKILL)  # with the driver's JVM
+
+
+def tokenizing(texts: Iterable[str]) -> None:
+    """Say that these texts are about to be tokenized.
+
+    Raises:
+        RuntimeError: a test wants the tokenizer to refuse one of them.
+    """
+    if _POISON and any(_POISON in text for text in texts):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if _REFUSED and any(_REFUSED in text for text in texts):
+        raise RuntimeError("failpoint in the tokenizer")
+
+
+def forward(width: int) -> None:
+    """Say that windows of `width` tokens are about to go through a model.
+
+    Raises:
+        MemoryError: a test wants it.
+    """
+    if _TOO_WIDE and width >= _TOO_WIDE:
+        raise MemoryError("failpoint in the forward pass")

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from lakescore.config import Dtype, EncodingConfig, TasksConfig
 from lakescore.device import device_count, release_memory
-from lakescore.distribute import Shipped, ship, task_device
+from lakescore.distribute import Shipped, is_repeated, ship, task_device
 from lakescore.encoder import Encoder, load_tokenizer
+from lakescore.isolation import IsolatedScorer
 from lakescore.scorer import ERROR_TYPE, Limits, LoadedTask, Scorer
 from lakescore.snapshot import Snapshot, resolve
 from lakescore.tasks import Task
@@ -80,22 +81,50 @@ def make_plan(spark: "SparkSession", tasks: TasksConfig, encoding: EncodingConfi
     return Plan(tuple(planned), encoding)
 
 
-def load(plan: Plan) -> Scorer:
-    """Return the scorer of a plan in this worker, whose models are loaded once for its life."""
+@dataclass(frozen=True)
+class LocalPlan:
+    """A plan on a worker's host, its models unpacked; another process can be given it."""
+
+    tasks: tuple[tuple[Task, str, Path], ...]
+    encoding: EncodingConfig
+    device: str
+    threads: int
+
+    def scorer(self) -> Scorer:
+        """Return the scorer, whose models are loaded once for the life of this process."""
+        encoding = self.encoding
+        loaded = []
+        for task, tokenizer_fingerprint, folder in self.tasks:
+            encoder = _encoder(
+                folder, self.device, encoding.dtype, encoding.token_budget, self.threads
+            )
+            loaded.append(LoadedTask(task, encoder, _tokenizer(tokenizer_fingerprint, folder)))
+        limits = Limits(encoding.max_length, encoding.stride, encoding.long_text == "reject")
+        return Scorer(loaded, limits)
+
+
+def load(plan: Plan) -> Scorer | IsolatedScorer:
+    """Return the scorer of a plan in this worker.
+
+    A task that Spark tries again scores in a process of its own, since its worker may have died
+    of a text.
+    """
     device, threads = task_device(device_count())
     if device == "cpu":
         # Else the tokenizer's own threads take the cores of this host's other tasks.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _leave_other_devices(device)
-    encoding = plan.encoding
-    loaded = []
-    for planned in plan.tasks:
-        folder = planned.shipped.folder()
-        encoder = _encoder(folder, device, encoding.dtype, encoding.token_budget, threads)
-        tokenizer = _tokenizer(planned.snapshot.tokenizer_fingerprint, folder)
-        loaded.append(LoadedTask(planned.task, encoder, tokenizer))
-    limits = Limits(encoding.max_length, encoding.stride, encoding.long_text == "reject")
-    return Scorer(loaded, limits)
+    tasks = tuple(
+        (each.task, each.snapshot.tokenizer_fingerprint, each.shipped.folder())
+        for each in plan.tasks
+    )
+    local = LocalPlan(tasks, plan.encoding, device, threads)
+    if not is_repeated():
+        return local.scorer()
+    if device != "cpu":  # the child loads the models once more
+        _encoder.cache_clear()
+        release_memory()
+    return IsolatedScorer(local.scorer, {task.name: task.arrow_type for task, *_ in tasks})
 
 
 @lru_cache(maxsize=8)

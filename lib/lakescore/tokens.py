@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lakescore.failpoints import tokenizing
 from lakescore.text import Windows
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Tokenizer:
         """Split `texts` into tokens; a text that the tokenizer refuses stands in `failed`."""
         failed: dict[int, str] = {}
         try:
+            tokenizing(texts)
             encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         except BaseException as error:
             _reraise_unless_of_a_text(error)
@@ -107,6 +109,7 @@ class Tokenizer:
 
     def _encode_alone(self, position: int, text: str, failed: dict[int, str]) -> Any:
         try:
+            tokenizing([text])
             return self.backend.encode(text, add_special_tokens=False)
         except BaseException as error:
             _reraise_unless_of_a_text(error)

@@ -27,8 +27,8 @@ LAYERS = [
         "text",
         "tokens",
     },
-    {"distribute", "encoder", "scorer", "snapshot", "tasks", "tracking"},
-    {"frame", "isolation", "metrics", "plan", "tables", "udf"},
+    {"distribute", "encoder", "isolation", "scorer", "snapshot", "tasks", "tracking"},
+    {"frame", "metrics", "plan", "tables", "udf"},
     {
         "doctor",
         "evaluation",

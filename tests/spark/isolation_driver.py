@@ -1,0 +1,57 @@
+"""A driver of its own for test_isolation_spark: Spark reads its settings when it starts."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lakescore
+from lakescore.session import local_session
+
+
+def main(folder: Path, entity_model: str, sentiment_model: str) -> None:
+    """Score texts of which some kill their worker; write what came out as JSON."""
+    config = lakescore.JobConfig.parse(
+        {
+            "source": {"key": "id", "text": "text"},
+            "tasks": {
+                "entities": {"model": entity_model},
+                "sentiment": {"model": sentiment_model},
+            },
+        }
+    )
+    rows = [(nth, f"Maria {nth} lives in Lisbon {'far ' * (nth % 7)}") for nth in range(200)]
+    # Two in one partition, next to each other and apart.
+    poisoned = [(nth, text + " XPOISONX" * (nth in (30, 31, 77))) for nth, text in rows]
+    with local_session(master="local[2,4]", log_file=folder / "spark.log") as spark:
+
+        def scored(texts: list[tuple[int, str]]) -> Any:
+            frame = spark.createDataFrame(texts, "id long, text string").repartitionByRange(2, "id")
+            return lakescore.score(frame, config).collect()
+
+        found: dict[str, Any] = {}
+        for name, texts in {"clean": rows, "poisoned": poisoned}.items():
+            found[name] = {
+                row.id: rounded(row.asDict(recursive=True)) | {"text": None}
+                for row in scored(texts)
+            }
+        frame = spark.createDataFrame(poisoned[20:40], "id long, text string").coalesce(1)
+        entities = lakescore.entities(entity_model)
+        column = frame.select("id", entities("text").alias("entities")).collect()
+        found["column"] = {
+            row.id: rounded(row.asDict(recursive=True))["entities"] for row in column
+        }
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+def rounded(value: Any) -> Any:
+    """Round scores: their last digits depend on which texts are in a batch together."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,72 @@
+import os
+import pickle
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from lakescore import errors
+from lakescore.errors import LakescoreError, SetupError
+from lakescore.isolation import IsolatedScorer
+from lakescore.scorer import ERROR_TYPE, Results
+
+KINDS = {"length": pa.int64()}
+
+
+class Lengths:
+    """A scorer whose process dies of some texts, and of the rest says how long they are."""
+
+    def __init__(self, poison: Sequence[str], log: Path) -> None:
+        self.poison = poison
+        self.log = log
+
+    def score(self, columns: Sequence[pa.Array]) -> list[Results]:
+        [column] = columns
+        texts = column.to_pylist()
+        with self.log.open("a") as log:
+            log.write(f"{len(texts)}\n")
+        if any(text in self.poison for text in texts):
+            os.kill(os.getpid(), signal.SIGKILL)
+        lengths = pa.array([None if text is None else len(text) for text in texts], pa.int64())
+        tokens = pa.array([0] * len(texts), pa.int32())
+        return [Results({"length": lengths}, tokens, pa.nulls(len(texts), ERROR_TYPE))]
+
+
+def dead(log: Path) -> Lengths:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def test_each_text_that_kills_its_process_is_lost_alone(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    scorer = IsolatedScorer(partial(Lengths, ["bad"], log), KINDS)  # type: ignore[arg-type]
+    texts = ["a" * (nth % 5 + 1) for nth in range(40)]
+    texts[17] = "bad"
+    first, empty, last = scorer.score(map(pa.array, (texts, pa.array([], pa.string()), ["ab"])))
+    expected = [None if text == "bad" else len(text) for text in texts]
+    assert first.columns["length"].to_pylist() == expected
+    codes = [None if each is None else each["code"] for each in first.error.to_pylist()]
+    assert codes == ["worker_lost" if text == "bad" else None for text in texts]
+    assert (len(empty.n_tokens), empty.columns["length"].type) == (0, pa.int64())
+    assert last.columns["length"].to_pylist() == [2]
+    # 40 rows, then pieces of 3, then of 1 until the row has killed two: four deaths in all.
+    sizes = [int(line) for line in log.read_text().split()]
+    assert sum(size > 3 for size in sizes) == 1
+    assert scorer._pool is None
+
+
+def test_a_process_that_dies_while_it_loads_blames_no_row(tmp_path: Path) -> None:
+    scorer = IsolatedScorer(partial(dead, tmp_path), KINDS)  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match="before it has any; see that a second copy of the models"):
+        next(scorer.score([pa.array(["a"])]))
+
+
+def test_every_error_of_the_library_comes_out_of_another_process_as_it_is() -> None:
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    for kind in kinds:
+        if issubclass(kind, LakescoreError):
+            copy = pickle.loads(pickle.dumps(kind("a message")))
+            assert (type(copy), str(copy)) == (kind, "a message")
