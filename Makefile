@@ -3,7 +3,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel clean venv java bench-parity bench-cpu bench-memory bench-encoder
+.PHONY: help demo test faults lint wheel clean venv java bench-parity bench-cpu bench-memory \
+	bench-tables bench-encoder
 
 RUNTIME ?= 18-lts-ml
 DEVICE ?= cpu
@@ -33,6 +34,9 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 test: java ## all tests, and with them ruff and mypy
 	@$(with_java) $(run) -m pytest $(ARGS)
 
+faults: java ## workers, executors and drivers killed by the dozen; about an hour
+	@$(with_java) $(run) -m tests.faults $(ARGS)
+
 lint: venv ## ruff and mypy alone
 	@$(run) -m ruff check . && $(run) -m ruff format --check . && $(run) -m mypy lib jobs
 
@@ -48,6 +52,9 @@ bench-cpu: java ## rows/s on the CPU against the pipeline in a pandas UDF
 
 bench-memory: java ## memory of the driver and a worker over many rows
 	@$(with_java) $(run) benchmarks/memory.py $(ARGS)
+
+bench-tables: java ## what reading and writing tables costs, with a model that costs nothing
+	@$(with_java) $(run) benchmarks/tables.py $(ARGS)
 
 bench-encoder: venv ## tokens/s of the encoder alone, without Spark, on DEVICE
 	@$(run) benchmarks/encoder.py --device $(DEVICE) $(ARGS)

@@ -54,7 +54,9 @@ class IsolatedScorer:
         while waiting:
             begin, end, deaths = waiting.popleft()
             try:
-                parts.append(self._child().submit(_score, column[begin:end]).result())
+                # A copy: a slice would be sent with all that it was cut from.
+                piece = pa.concat_arrays([column[begin:end]])
+                parts.append(self._child().submit(_score, piece).result())
             except BrokenProcessPool:
                 self._stop()
                 if end - begin > 1:
@@ -74,9 +76,9 @@ class IsolatedScorer:
             # only imported what takes seconds: each death costs no more than to load a model.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["lakescore.isolation", *_PRELOADED])
-            self._pool = ProcessPoolExecutor(1, context, _begin, (self._make,))
+            self._pool = ProcessPoolExecutor(1, context, _begin)
             try:
-                self._pool.submit(_score, pa.nulls(1, pa.string())).result()
+                self._pool.submit(_load, self._make).result()
             except BrokenProcessPool as error:
                 self._stop()
                 raise SetupError(
@@ -110,11 +112,19 @@ def _joined(parts: list[Results], rows: int) -> Results:
     return Results(columns, n_tokens, pa.concat_arrays([part.error for part in parts])[:rows])
 
 
-def _begin(make: Callable[[], Scorer]) -> None:
-    """Make the child's scorer, and let the child end with its parent."""
-    global _scorer
+def _begin() -> None:
+    """Let the child end with its parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _load(make: Callable[[], Scorer]) -> None:
+    """Make the child's scorer; not in `_begin`, whose exceptions do not reach the parent.
+
+    A harmless text is scored too: models that die of it would do so of every row.
+    """
+    global _scorer
     _scorer = make()
+    _score(pa.array(["a"]))
 
 
 def _end_with_parent() -> None:

@@ -181,7 +181,9 @@ def _started(query: Any, job: Job) -> Any:
     except Exception as error:  # of Java's own: of a file system, for instance
         if not hasattr(error, "java_exception"):
             raise
-        raise writing.unwritable(job.checkpoint, error) from error
+        if (known := writing.write_error(job.checkpoint, error)) is None:
+            raise
+        raise known from error
 
 
 def _follow(query: Any, recorder: Recorder, seen: int) -> int:
@@ -291,8 +293,7 @@ def explained(job: Job) -> Iterator[None]:
     except Exception as error:  # Spark's, Delta's, and Java's own
         said = str(error)
         known = stage.lost(said, job.checkpoint) or source.read_error(said, job.source)
-        if known is None and "No space left on device" in said:
-            known = writing.unwritable(job.checkpoint, error)
+        known = known or writing.write_error(job.checkpoint, error)
         if known is None:
             raise
         raise known from error

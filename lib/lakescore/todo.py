@@ -34,7 +34,7 @@ class Todo:
         from pyspark.sql import functions as F
 
         size = describe(self._spark, f"{self._folder}/rows").bytes
-        count = math.ceil(size / max_bytes)
+        count = min(math.ceil(size / max_bytes), self.rows.count())
         if count <= 1:
             yield self.rows
             return

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lakescore import errors
-from lakescore.errors import LakescoreError, SetupError
+from lakescore.errors import LakescoreError, ModelError, SetupError
 from lakescore.isolation import IsolatedScorer
 from lakescore.scorer import ERROR_TYPE, Results
 
@@ -62,6 +62,24 @@ def test_a_process_that_dies_while_it_loads_blames_no_row(tmp_path: Path) -> Non
     scorer = IsolatedScorer(partial(dead, tmp_path), KINDS)  # type: ignore[arg-type]
     with pytest.raises(SetupError, match="before it has any; see that a second copy of the models"):
         next(scorer.score([pa.array(["a"])]))
+
+
+def refused() -> Lengths:
+    raise ModelError("no memory left for the model")
+
+
+def test_an_error_while_models_load_is_raised_as_it_is() -> None:
+    scorer = IsolatedScorer(refused, KINDS)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"^no memory left for the model$"):
+        next(scorer.score([pa.array(["a"])]))
+
+
+def test_models_that_die_of_any_text_blame_no_row(tmp_path: Path) -> None:
+    poison = ["a", "b"]
+    scorer = IsolatedScorer(partial(Lengths, poison, tmp_path / "log"), KINDS)  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match="before it has any"):
+        next(scorer.score([pa.array(["b", "b"])]))
+    assert scorer._pool is None
 
 
 def test_every_error_of_the_library_comes_out_of_another_process_as_it_is() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError
 from lakescore.tables.names import delta_table, exists
-from lakescore.tables.writing import unwritable
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -54,7 +53,7 @@ def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
     except Exception as error:  # Spark's, Delta's, and Java's own
         found = find(scored.sparkSession, folder)
         if found is None:
-            raise unwritable(folder, error) from error
+            raise
         if not found.is_of(manifest.app, manifest.number):
             raise BusyError(
                 f"{folder}: another run of this job is at work; it has the rows"

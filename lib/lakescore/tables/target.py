@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakescore.errors import TableError
+from lakescore.errors import TableError, root_cause
 from lakescore.tables.names import (
     describe,
     exists,
@@ -18,7 +18,7 @@ from lakescore.tables.names import (
     quoted,
     set_property,
 )
-from lakescore.tables.writing import append, retried, unwritable
+from lakescore.tables.writing import append, retried, write_error
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -69,7 +69,8 @@ def prepare(
             _create(spark, table, schema, key=key, text=text, constraints=constraints)
         except Exception as error:
             if not exists(spark, table):  # else another job was faster
-                raise unwritable(table, error) from error
+                said = f"{table}: cannot be made ({root_cause(error)}); name another target.table"
+                raise write_error(table, error) or TableError(said) from error
     missing = _check_columns(load(spark, table).schema, schema, table, evolve=evolve)
     if missing:
         added = spark.createDataFrame([], type(schema)(missing))

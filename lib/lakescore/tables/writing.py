@@ -23,6 +23,7 @@ _RANGED = ("bigint", "int", "smallint", "tinyint", "string", "date")
 # Two writers that meet: the slower one reads again and tries again, after a pause that grows.
 _ATTEMPTS = 40
 _LONGEST_PAUSE = 8.0
+_UNWRITABLE = ("AccessDenied", "Mkdirs failed", "Permission denied", "Read-only file system")
 _CONFLICTS = (
     "DELTA_CONCURRENT_APPEND",
     "DELTA_CONCURRENT_DELETE_READ",
@@ -212,7 +213,9 @@ def retried(
                     "it has the rows"
                 ) from error
             if not any(sign in said for sign in _CONFLICTS):
-                raise unwritable(table, error) from error
+                if (known := write_error(table, error)) is not None:
+                    raise known from error
+                raise
             last = error
         sleep(draw(0, min(_LONGEST_PAUSE, 0.2 * 2**attempt)))
     raise TableError(
@@ -221,8 +224,8 @@ def retried(
     ) from last
 
 
-def unwritable(place: str, error: Exception) -> TableError:
-    """Say that a place cannot be written, and why, in words that quote no row."""
+def write_error(place: str, error: Exception) -> TableError | None:
+    """Say why a place cannot be written, in words that quote no row; None if it is not that."""
     said = str(error)
     if "DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES" in said:
         return TableError(
@@ -236,6 +239,8 @@ def unwritable(place: str, error: Exception) -> TableError:
             f"{place}: a constraint of it refuses a row; drop that constraint, or take such rows "
             "out of the source"
         )
-    return TableError(
-        f"{place}: cannot be written ({root_cause(error)}); name a folder or a table that can"
-    )
+    if any(sign in said for sign in _UNWRITABLE):
+        return TableError(
+            f"{place}: cannot be written ({root_cause(error)}); name a folder or a table that can"
+        )
+    return None

@@ -1,0 +1,218 @@
+"""The kinds of faults; each case does one trial and says whether the oracle held."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.faults.lab import ROWS_PER_FILE, Driver, Lab
+
+# Every named step of a run, and how often one run of three micro-batches reaches it.
+STEPS = {
+    "planned": 1,
+    "target_ready": 1,
+    "batch_begun": 3,
+    "batch_staged": 3,
+    "batch_checked": 3,
+    "batch_committed": 3,
+    "query_ended": 1,
+    "stage_removed": 1,
+    "bill_written": 1,
+}
+SNAPSHOT_STEPS = ("todo_written", "batch_committed", "todo_removed", "stage_removed")
+WAIT_SECONDS = 60
+
+
+def driver_kills(lab: Lab, trials: int) -> Iterator[bool]:
+    """Kill the driver at each named step, in the modes that append and that merge."""
+    sources = {
+        changes: lab.source(f"kill_{changes}", files=3, feed=changes == "cdf")
+        for changes in ("append", "cdf", "snapshot")
+    }
+    points = [
+        (changes, step, nth)
+        for step, times in STEPS.items()
+        for nth in range(1, times + 1)
+        for changes in ("append", "cdf")
+    ]
+    points += [("snapshot", step, 1) for step in SNAPSHOT_STEPS]
+    lab.rng.shuffle(points)
+    for trial in range(trials):
+        changes, step, nth = points[trial % len(points)]
+        settings = lab.settings(sources[changes], f"killed_{trial}", source={"changes": changes})
+        with lab.driver("killed", LAKESCORE_FAILPOINT=f"{step}:{nth}") as driver:
+            driver.start(settings)
+            held = driver.killed()
+        yield held and lab.recovers(settings)
+        lab.forget(settings)
+
+
+def worker_kills(lab: Lab, trials: int) -> Iterator[bool]:
+    """Kill a Python worker at random, while the job goes on."""
+    source = lab.source("workers", files=3)
+    with lab.driver("workers", LAKESCORE_STUB_MS="15") as driver:
+        for trial in range(trials):
+            settings = lab.settings(source, f"workers_{trial}")
+            driver.start(settings)
+            victims = _wait_for(driver.workers)
+            time.sleep(lab.rng.uniform(0, 2))
+            _kill(lab.rng.choice(driver.workers() or victims))
+            yield "error" not in driver.answer() and lab.recovers(settings)
+            lab.forget(settings)
+
+
+def executor_kills(lab: Lab, trials: int) -> Iterator[bool]:
+    """Kill one of two executors at random, while the job goes on."""
+    source = lab.source("executors", files=3)
+    cluster = "local-cluster[2,1,1024]"
+    with lab.driver("executors", master=cluster, LAKESCORE_STUB_MS="15") as driver:
+        for trial in range(trials):
+            settings = lab.settings(source, f"executors_{trial}")
+            driver.start(settings)
+            _wait_for(driver.workers)
+            time.sleep(lab.rng.uniform(0, 2))
+            _kill(lab.rng.choice(driver.descendants("CoarseGrainedExecutorBackend")))
+            yield "error" not in driver.answer() and lab.recovers(settings)
+            lab.forget(settings)
+
+
+def double_starts(lab: Lab, trials: int) -> Iterator[bool]:
+    """Start the same job twice at once: one wins, and the other says so or finds nothing new."""
+    changes = ("append", "cdf")
+    sources = {each: lab.source(f"twice_{each}", files=3, feed=each == "cdf") for each in changes}
+    with lab.driver("twice_a") as first, lab.driver("twice_b") as second:
+        for trial in range(trials):
+            mode = changes[trial % 2]
+            settings = lab.settings(sources[mode], f"twice_{trial}", source={"changes": mode})
+            for driver in (first, second):
+                driver.start(settings)
+                time.sleep(lab.rng.choice((0.0, 0.0, lab.rng.uniform(0, 3))))
+            answers = [first.answer(), second.answer()]
+            errors = [each["error"] for each in answers if "error" in each]
+            held = errors in ([], ["BusyError"])
+            yield held and lab.holds(settings) and lab.recovers(settings)
+            lab.forget(settings)
+
+
+def concurrent_commits(lab: Lab, commits: int) -> Iterator[bool]:
+    """Let four jobs write one target, two by MERGE and two by append; none loses a commit."""
+    modes = ("append", "cdf", "append", "cdf")
+    jobs = []
+    for nth, mode in enumerate(modes):
+        first = nth * commits * ROWS_PER_FILE
+        source = lab.source(f"shared_{nth}", files=commits, feed=mode == "cdf", first=first)
+        jobs.append(lab.settings(source, "shared", source={"changes": mode}))
+    drivers: list[Driver] = []
+    contexts = [lab.driver(f"shared_{nth}") for nth in range(len(modes))]
+    try:
+        drivers = [context.__enter__() for context in contexts]
+        for driver, job in zip(drivers, jobs, strict=True):
+            driver.start(job)
+        answers = [driver.answer() for driver in drivers]
+    finally:
+        for context in contexts:
+            context.__exit__(None, None, None)
+    target = lab.spark.read.format("delta").load(jobs[0]["target"]["table"])
+    keys = target.select("id").collect()
+    expected = list(range(len(modes) * commits * ROWS_PER_FILE))
+    is_whole = sorted(row.id for row in keys) == expected
+    for answer in answers:
+        all_in = answer.get("rows_in") == commits * ROWS_PER_FILE
+        for _ in range(commits):
+            yield is_whole and all_in
+    lab.forget(jobs[0])
+
+
+def poison_rows(lab: Lab, trials: int) -> Iterator[bool]:
+    """Let a text kill its worker, with real models: its row alone fails."""
+    marker = "XPOISONX"
+    for trial in range(trials):
+        source = lab.source(f"poison_{trial}", files=1)
+        key = lab.rng.randrange(100, 130)
+        lab.spark.range(key, key + 1).selectExpr(
+            "id", f"'a {marker} b' AS text", "0L AS other"
+        ).write.format("delta").mode("append").save(source)
+        settings = lab.settings(source, f"poisoned_{trial}")
+        with lab.driver("poison", stub=False, LAKESCORE_POISON=marker) as driver:
+            driver.start(settings)
+            answer = driver.answer()
+        target = lab.spark.read.format("delta").load(settings["target"]["table"])
+        lost = target.where("error.code = 'worker_lost'").select("id").collect()
+        failed = target.where("error.code NOT IN ('null_text', 'blank_text')").count()
+        yield (
+            [row.id for row in lost] == [key]
+            and failed == 1
+            and target.count() == ROWS_PER_FILE + 1 == answer["rows_in"]
+        )
+        lab.forget(settings)
+
+
+def cdf_steps(lab: Lab, steps: int) -> Iterator[bool]:
+    """Change a source at random, with runs in between; the target follows, and forgets."""
+    source = lab.source("changing", files=2, feed=True)
+    settings = lab.settings(source, "followed", source={"changes": "cdf", "max_files": 1000})
+    table = f"delta.`{source}`"
+    next_key, deleted = 2 * ROWS_PER_FILE, []
+    lab.run(settings)
+    held = lab.holds(settings)
+    for step in range(steps):
+        keys = [
+            row.id for row in lab.spark.read.format("delta").load(source).select("id").collect()
+        ]
+        chosen = lab.rng.sample(keys, min(len(keys), lab.rng.randint(1, 3)))
+        among = ", ".join(map(str, chosen)) or "-1"
+        action = lab.rng.choice(("insert", "update", "delete", "move"))
+        if action == "insert" or not keys:
+            lab.spark.sql(f"INSERT INTO {table} VALUES ({next_key}, 'Gone{next_key}Gone', {step})")
+            next_key += 1
+        elif action == "update":
+            lab.spark.sql(
+                f"UPDATE {table} SET text = concat('Now {step} ', id) WHERE id IN ({among})"
+            )
+        elif action == "delete":
+            deleted += chosen
+            lab.spark.sql(f"DELETE FROM {table} WHERE id IN ({among})")
+        else:  # one row gets another key
+            lab.spark.sql(f"UPDATE {table} SET id = {next_key} WHERE id = {chosen[0]}")
+            next_key += 1
+        if lab.rng.random() < 0.05:
+            lab.run(settings)
+            held &= lab.holds(settings)
+    held &= lab.recovers(settings)
+    held &= _forgotten(lab, settings, [key for key in deleted if key >= 2 * ROWS_PER_FILE])
+    for _ in range(steps):
+        yield held
+
+
+def _forgotten(lab: Lab, settings: dict[str, Any], deleted: list[int]) -> bool:
+    """Purge the target, and tell whether the texts of deleted rows have left its files."""
+    from lakescore import JobConfig
+    from lakescore.purge import purge_target
+
+    target = settings["target"]["table"]
+    purge_target(lab.spark, JobConfig.parse(settings), retain_hours=0)
+    rows = lab.spark.read.format("delta").load(target)
+    live = {row[0] for row in rows.select("text").collect()}
+    gone = [f"Gone{key}Gone" for key in deleted if f"Gone{key}Gone" not in live]
+    files = [str(file) for file in Path(target).glob("*.parquet")]
+    texts = {row[0] for row in lab.spark.read.parquet(*files).select("text").collect()}
+    return bool(gone) and not texts.intersection(gone) and texts == live
+
+
+def _wait_for(look: Any) -> Any:
+    """Look until something is there."""
+    until = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < until:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"nothing was there in {WAIT_SECONDS} s")
+
+
+def _kill(process: int) -> None:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended meanwhile: nothing was lost

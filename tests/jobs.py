@@ -1,0 +1,10 @@
+"""What the tests of jobs share: the rows of their source, the time, the type of what runs them."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from lakescore import RunSummary
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+ROWS = [(nth, f"Maria {nth} lives in Lisbon" if nth % 10 else None) for nth in range(60)]
+Run = Callable[..., RunSummary]

@@ -1,0 +1,133 @@
+"""Names of tables, conflicts between writers, versions that were read: what needs no Spark."""
+
+import os
+from typing import Any
+
+import pytest
+
+from lakescore.errors import BusyError, TableError
+from lakescore.tables.names import beside, identifier, is_path, place
+from lakescore.tables.position import check_writer, recorded
+from lakescore.tables.source import VersionsRead, read_error
+from lakescore.tables.target import Writer
+from lakescore.tables.writing import retried, write_error
+
+
+@pytest.mark.parametrize(
+    ("table", "sql"),
+    [
+        ("scored", "`scored`"),
+        ("main.reviews.scored", "`main`.`reviews`.`scored`"),
+        ("main.`a.b`.`it``s`", "`main`.`a.b`.`it``s`"),
+        ("main.x; DROP TABLE y", "`main`.`x; DROP TABLE y`"),
+        ("a/b`c", "delta.`a/b``c`"),
+        ("main.`a/b`", "`main`.`a/b`"),
+    ],
+)
+def test_every_part_of_a_name_is_quoted(table: str, sql: str) -> None:
+    assert identifier(table) == sql
+
+
+@pytest.mark.parametrize("table", ["", "a..b", "a.b.c.d", "a.`b", ".a", "`a`b"])
+def test_what_is_no_name_is_refused(table: str) -> None:
+    with pytest.raises(TableError, match=r"is not the name of a table; write catalog.schema"):
+        identifier(table)
+
+
+def test_tables_that_belong_to_another_stand_beside_it() -> None:
+    assert beside("out/scored/", "_runs") == "out/scored_runs"
+    assert beside("main.`a b`.scored", "_runs") == "`main`.`a b`.`scored_runs`"
+    assert (is_path("main.`a/b`"), is_path("./a")) == (False, True)
+    assert place("a/../b/") == os.path.abspath("b")
+    assert place("s3://bucket/a/") == "s3://bucket/a"
+    assert place("main.scored") == place("`main`.`scored`")
+
+
+def writer_that_fails(errors: list[str]) -> Any:
+    def write() -> None:
+        if errors:
+            raise RuntimeError(errors.pop(0))
+
+    return write
+
+
+def test_a_conflict_is_tried_again_after_pauses_that_grow_to_a_bound() -> None:
+    pauses: list[float] = []
+    errors = ["[DELTA_CONCURRENT_APPEND] x", *["[DELTA_METADATA_CHANGED] y"] * 9]
+    retried("t", writer_that_fails(errors), sleep=pauses.append, draw=lambda low, high: high)
+    assert errors == []
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8, 8, 8, 8]
+
+
+def test_a_writer_that_is_never_fast_enough_says_so() -> None:
+    errors = ["DELTA_CONCURRENT_DELETE_READ"] * 100
+    with pytest.raises(TableError, match="t: other writers were faster in 40 attempts; run the"):
+        retried("t", writer_that_fails(errors), sleep=lambda seconds: None)
+    assert len(errors) == 60
+
+
+def test_the_same_transaction_twice_at_once_is_another_run() -> None:
+    with pytest.raises(BusyError, match="another run of this job wrote the same micro-batch"):
+        retried("t", writer_that_fails(["DELTA_CONCURRENT_TRANSACTION"]))
+    with pytest.raises(RuntimeError, match="something else"):
+        retried("t", writer_that_fails(["something else"]))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("java.io.IOException: No space left on device", "the disk is full; free some room"),
+        ("CHECK constraint x violated by row with values: Maria", "a constraint of it refuses a"),
+        ("[DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES]", "leave it out by source.columns"),
+        ("java.io.IOException: Mkdirs failed to create", "cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) -> None:
+    error = write_error("out/t", RuntimeError(said))
+    assert error is not None
+    assert str(error).startswith("out/t: ") and expected in str(error) and "Maria" not in str(error)
+    assert write_error("out/t", RuntimeError("else")) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "expected"),
+    [
+        ("[DELTA_SOURCE_TABLE_IGNORE_CHANGES] Maria", TableError, "source.changes is append"),
+        ("[DELTA_MISSING_CHANGE_DATA]", TableError, "change data feed was off for a while"),
+        ("[DELTA_SCHEMA_CHANGED_WITH_VERSION]", TableError, "given another type since"),
+        ("[DELTA_VERSION_NOT_FOUND]", TableError, "are gone, by VACUUM or by the clean-up"),
+        ("[DIFFERENT_DELTA_TABLE_READ_BY_STREAMING_SOURCE]", TableError, "was made anew"),
+        ("[CONCURRENT_STREAM_LOG_UPDATE]", BusyError, "another run of this job reads src"),
+    ],
+)
+def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
+    said: str, kind: type[Exception], expected: str
+) -> None:
+    error = read_error(said, "src")
+    assert type(error) is kind
+    assert expected in str(error) and "Maria" not in str(error)
+    assert read_error("something else", "src") is None
+
+
+def offset(version: int, index: int = -1) -> str:
+    return str({"reservoirVersion": version, "index": index, "isStartingVersion": False})
+
+
+def test_versions_read_are_those_of_all_micro_batches() -> None:
+    first = {"sources": [{"startOffset": "None", "endOffset": offset(3)}]}
+    assert VersionsRead().after(first) == VersionsRead(2, 2)
+    part = {"sources": [{"startOffset": offset(3), "endOffset": offset(4, 1)}]}
+    rest = {"sources": [{"startOffset": offset(4, 1), "endOffset": offset(6)}]}
+    assert VersionsRead().after(part).after(rest) == VersionsRead(3, 5)
+    nothing = {"sources": [{"startOffset": "None", "endOffset": "None"}]}
+    assert VersionsRead(1, 2).after(nothing) == VersionsRead(1, 2)
+
+
+def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
+    first = Writer(source="out/a", id="1", key=("id",), query="q")
+    second = Writer(source="main.b", id="2", key=("id",), version=7)
+    assert recorded([first, second], "out/moved", "1") == first
+    assert recorded([first, second], "`main`.b", "3") == second
+    assert recorded([first, second], "main.c", "3") is None
+    with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, day\)"):
+        check_writer(first, "out/a", "t", ["id", "day"])
