@@ -8,3 +8,8 @@ from lakescore import RunSummary
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 ROWS = [(nth, f"Maria {nth} lives in Lisbon" if nth % 10 else None) for nth in range(60)]
 Run = Callable[..., RunSummary]
+# For a JVM that lives for minutes: compiled once, quickly.
+BRIEF_JVM = {
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+}

@@ -22,6 +22,7 @@ import sitecustomize  # noqa: E402, F401  # puts the stub in place of the models
 from lakescore.session import local_session  # noqa: E402
 from tests.faults import canary, cases  # noqa: E402
 from tests.faults.lab import Lab  # noqa: E402
+from tests.jobs import BRIEF_JVM  # noqa: E402
 from tests.tiny_models import tiny_model  # noqa: E402
 
 Case = Callable[[Lab, int], Iterator[bool]]
@@ -54,7 +55,7 @@ def main() -> None:
             "entities": str(tiny_model(folder / "entities")),
             "sentiment": str(tiny_model(folder / "sentiment", head="sequence-classification")),
         }
-        settings = {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+        settings = BRIEF_JVM | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
         with local_session(
             "faults", master="local[2,4]", settings=settings, log_file=folder / "lab.spark.log"
         ) as spark:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def worker_kills(lab: Lab, trials: int) -> Iterator[bool]:
             victims = _wait_for(driver.workers)
             time.sleep(lab.rng.uniform(0, 2))
             _kill(lab.rng.choice(driver.workers() or victims))
-            yield "error" not in driver.answer() and lab.recovers(settings)
+            yield _went_well(driver.answer()) and lab.recovers(settings)
             lab.forget(settings)
 
 
@@ -74,7 +75,7 @@ def executor_kills(lab: Lab, trials: int) -> Iterator[bool]:
             _wait_for(driver.workers)
             time.sleep(lab.rng.uniform(0, 2))
             _kill(lab.rng.choice(driver.descendants("CoarseGrainedExecutorBackend")))
-            yield "error" not in driver.answer() and lab.recovers(settings)
+            yield _went_well(driver.answer()) and lab.recovers(settings)
             lab.forget(settings)
 
 
@@ -91,7 +92,8 @@ def double_starts(lab: Lab, trials: int) -> Iterator[bool]:
                 time.sleep(lab.rng.choice((0.0, 0.0, lab.rng.uniform(0, 3))))
             answers = [first.answer(), second.answer()]
             errors = [each["error"] for each in answers if "error" in each]
-            held = errors in ([], ["BusyError"])
+            if not (held := errors in ([], ["BusyError"])):
+                print(f"double start: {answers}", file=sys.stderr)
             yield held and lab.holds(settings) and lab.recovers(settings)
             lab.forget(settings)
 
@@ -199,6 +201,12 @@ def _forgotten(lab: Lab, settings: dict[str, Any], deleted: list[int]) -> bool:
     files = [str(file) for file in Path(target).glob("*.parquet")]
     texts = {row[0] for row in lab.spark.read.parquet(*files).select("text").collect()}
     return bool(gone) and not texts.intersection(gone) and texts == live
+
+
+def _went_well(answer: Any) -> bool:
+    if "error" in answer:
+        print(f"a run was to go on: {answer}", file=sys.stderr)
+    return "error" not in answer
 
 
 def _wait_for(look: Any) -> Any:

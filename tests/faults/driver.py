@@ -9,13 +9,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lakescore import JobConfig, LakescoreError, score_table
+from lakescore import JobConfig, score_table
 from lakescore.session import local_session
+from tests.jobs import BRIEF_JVM
 
 
 def main(master: str, log_file: str) -> None:
     """Start Spark, say so, and run what comes."""
-    settings = {"spark.sql.warehouse.dir": f"{log_file}.warehouse", "spark.driver.memory": "1g"}
+    settings = BRIEF_JVM | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
     with local_session(
         "faults", master=master, settings=settings, log_file=Path(log_file)
     ) as spark:
@@ -27,7 +28,7 @@ def main(master: str, log_file: str) -> None:
                     spark, config, now=datetime.now(UTC), progress=lambda done, total: None
                 )
                 answer = asdict(summary)
-            except LakescoreError as error:
+            except Exception as error:  # also what is not lakescore's own: the case is to see it
                 answer = {"error": type(error).__name__, "message": str(error)}
             print(json.dumps(answer), flush=True)
 

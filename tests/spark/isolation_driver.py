@@ -7,6 +7,7 @@ from typing import Any
 
 import lakescore
 from lakescore.session import local_session
+from tests.jobs import BRIEF_JVM
 
 
 def main(folder: Path, entity_model: str, sentiment_model: str) -> None:
@@ -23,7 +24,9 @@ def main(folder: Path, entity_model: str, sentiment_model: str) -> None:
     rows = [(nth, f"Maria {nth} lives in Lisbon {'far ' * (nth % 7)}") for nth in range(200)]
     # Two in one partition, next to each other and apart.
     poisoned = [(nth, text + " XPOISONX" * (nth in (30, 31, 77))) for nth, text in rows]
-    with local_session(master="local[2,4]", log_file=folder / "spark.log") as spark:
+    with local_session(
+        master="local[2,4]", settings=BRIEF_JVM, log_file=folder / "spark.log"
+    ) as spark:
 
         def scored(texts: list[tuple[int, str]]) -> Any:
             frame = spark.createDataFrame(texts, "id long, text string").repartitionByRange(2, "id")
