@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1
-STREAM_STAGE, TODO_STAGE = "stage-stream", "stage-todo"
+STREAM_STAGES, TODO_STAGES = "stage-stream", "stage-todo"
 
 
 def score_table(
@@ -64,10 +64,10 @@ def score_table(
         recorder.report = _report(spark, job, recorder)
 
     is_snapshot = config.source.changes == "snapshot"
-    stage_name = TODO_STAGE if is_snapshot else STREAM_STAGE
+    stages = TODO_STAGES if is_snapshot else STREAM_STAGES
     with (
         recorded(
-            spark, job, "score", now=now, progress=progress, stage=stage_name, finish=report
+            spark, job, "score", now=now, progress=progress, stages=stages, finish=report
         ) as recorder,
         explained(job),
     ):
@@ -222,9 +222,6 @@ def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None
             ", ".join(others),
             job.source,
         )
-    batches = recorder.batches
-    if not is_overwrite:
-        batches.finish_begun(spark)
     rows = load(spark, job.source, version=version)
     source.check_keys(rows, job.source, job.key)
     prepared = _prepared(rows.withColumn(CHANGE, F.lit(source.INSERT)), job)
@@ -249,7 +246,7 @@ def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None
         target.register(spark, job.target, writer)
 
     if before is None:
-        batches.before_first_write = register
+        recorder.batches.before_first_write = register
     score_steps(
         spark, job, recorder, todo, max_bytes=2**63 if is_overwrite else job.config.source.max_bytes
     )
@@ -264,6 +261,7 @@ def score_steps(
     """Score rows that are known beforehand, each step of them one commit."""
     from pyspark.sql import functions as F
 
+    names.remove(spark, f"{job.checkpoint}/{TODO_STAGES}")  # of a run that was killed
     todo = Todo(rows, f"{job.checkpoint}/todo")
     is_scored = ~F.col(CHANGE).isin(source.DELETE, source.REFRESH)
     found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()
@@ -288,10 +286,10 @@ def explained(job: Job) -> Iterator[None]:
     """Say in lakescore's words why tables cannot be read on; Spark's own may quote rows."""
     try:
         yield
-    except LakescoreError:
-        raise
-    except Exception as error:  # Spark's, Delta's, and Java's own
+    except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
         said = str(error)
+        if isinstance(error, LakescoreError):
+            raise stage.lost(said, job.checkpoint) or error from error.__cause__
         known = stage.lost(said, job.checkpoint) or source.read_error(said, job.source)
         known = known or writing.write_error(job.checkpoint, error)
         if known is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tracking
 from lakescore.config import JobConfig, Write
-from lakescore.errors import BudgetError, BusyError, TableError
+from lakescore.errors import BudgetError, TableError
 from lakescore.failpoints import reached
 from lakescore.frame import score_with
 from lakescore.metrics import Totals
@@ -91,10 +91,10 @@ class MicroBatches:
         *,
         now: datetime,
         how: Write,
-        stage_folder: str,
+        stages: str,
         rows_done: Any,
     ) -> None:
-        """Work for `run`; what is scored and not committed yet is in `stage_folder`.
+        """Work for `run`; what is scored and not committed yet is in the folder `stages`.
 
         `before_first_write` is called once, when all that could refuse rows has been passed.
         """
@@ -105,7 +105,7 @@ class MicroBatches:
         self._run = run
         self._now = now
         self._how = how
-        self._stage_folder = stage_folder
+        self._stages = stages
         self._rows_done = rows_done
         self._pending: Totals | None = None
         self._number = 0
@@ -142,32 +142,19 @@ class MicroBatches:
         self.settle()
         reached("batch_begun")
         spark, transaction = rows.sparkSession, writing.Commit(app=app, number=number)
-        staged = stage.find(spark, self._stage_folder)
-        if staged is not None and staged.is_of(app, number):
-            if self._was_committed(spark, transaction, staged):
-                return
-        elif staged is not None and staged.app == app and staged.number > number:
-            raise BusyError(
-                f"{self._stage_folder}: another run of this job is ahead; it has the rows"
-            )
-        if staged is None or not staged.is_of(app, number) or staged.digest != self.job.digest:
-            names.remove(spark, self._stage_folder)
-            self._stage(rows, transaction, text)
+        names.remove(spark, f"{self._stages}/{app}-{number - 1}")
+        folder = f"{self._stages}/{app}-{number}"
+        staged = stage.find(spark, folder)
+        if staged is not None and self._was_committed(spark, transaction, staged):
+            return
+        if staged is None or staged.digest != self.job.digest:
+            if staged is not None:
+                names.remove(spark, folder)
+            self._stage(rows, folder, text)
         reached("batch_staged")
         if self.rows_expected is None:
             self.rows_expected = expected()
-        self._write(spark, transaction)
-
-    def finish_begun(self, spark: "SparkSession") -> None:
-        """Commit what a run before has scored and not committed, where it would score alike."""
-        staged = stage.find(spark, self._stage_folder)
-        if staged is None:
-            return
-        transaction = writing.Commit(app=staged.app, number=staged.number)
-        is_done = self._was_committed(spark, transaction, staged)
-        if not is_done and staged.digest == self.job.digest:
-            self._write(spark, transaction)
-        self.end(spark)
+        self._write(spark, transaction, folder)
 
     def settle(self) -> None:
         """Count the last micro-batch: Spark has written down that it is done."""
@@ -180,7 +167,7 @@ class MicroBatches:
     def end(self, spark: "SparkSession") -> None:
         """Count the last micro-batch, and remove what was put aside."""
         self.settle()
-        names.remove(spark, self._stage_folder)
+        names.remove(spark, self._stages)
         reached("stage_removed")
 
     def _was_committed(
@@ -193,7 +180,7 @@ class MicroBatches:
             self._pending = Totals(found["sums"], found["refreshed"], found["deleted"])
         return found is not None
 
-    def _stage(self, rows: "DataFrame", transaction: writing.Commit, text: str) -> None:
+    def _stage(self, rows: "DataFrame", folder: str, text: str) -> None:
         from pyspark.sql import functions as F
 
         job, spark = self.job, rows.sparkSession
@@ -205,16 +192,14 @@ class MicroBatches:
             job.plan, given, carried=carried, text=_TEXT, rows_done=self._rows_done
         ).withColumns({"run_id": F.lit(self._run.id), "scored_at": F.lit(self._now)})
         manifest = stage.Manifest(
-            app=transaction.app,
-            number=transaction.number,
             digest=job.digest,
             target_version=names.version(spark, job.target),
         )
-        stage.write(scored, self._stage_folder, manifest)
+        stage.write(scored, folder, manifest)
 
-    def _write(self, spark: "SparkSession", transaction: writing.Commit) -> None:
+    def _write(self, spark: "SparkSession", transaction: writing.Commit, folder: str) -> None:
         """Count and check what is staged, and write it."""
-        job, staged = self.job, names.load(spark, self._stage_folder)
+        job, staged = self.job, names.load(spark, folder)
         ranged = writing.ranged(job.schema, job.key, job.config.source.text)
         groups = self._count(staged, ranged)
         counts = Totals(
@@ -228,7 +213,7 @@ class MicroBatches:
             self._check_keys(staged, groups, ranges)
             self._check_budget(counts)
         except (BudgetError, TableError):
-            names.remove(spark, self._stage_folder)  # a later run shall score it anew
+            names.remove(spark, folder)  # a later run shall score it anew
             raise
         reached("batch_checked")
         if self.before_first_write is not None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
-from lakescore.job import STREAM_STAGE, TODO_STAGE
+from lakescore.job import STREAM_STAGES, TODO_STAGES
 from lakescore.run import checkpoint_of, job_tables
-from lakescore.tables import delta_table, exists, identifier, load, remove
+from lakescore.tables import delta_table, identifier, is_folder, load, remove
 from lakescore.tables.writing import retried
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
     _, target = job_tables(config)
     load(spark, target)
     checkpoint = checkpoint_of(config)
-    if exists(spark, f"{checkpoint}/{STREAM_STAGE}"):
+    if is_folder(spark, f"{checkpoint}/{STREAM_STAGES}"):
         raise TableError(
             f"{checkpoint}: holds rows that a run has scored and not committed, since it did not "
             "end; run `lakescore score` to its end, then purge again"
         )
-    for folder in (TODO_STAGE, "todo"):  # a run before that did not end begins these anew
+    for folder in (TODO_STAGES, "todo"):  # a run before that did not end begins these anew
         remove(spark, f"{checkpoint}/{folder}")
     before = _files(spark, target)
     retried(target, lambda: _execute(spark, f"REORG TABLE {identifier(target)} APPLY (PURGE)"))

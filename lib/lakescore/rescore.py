@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
-from lakescore.job import TODO_STAGE, explained, score_steps
+from lakescore.job import TODO_STAGES, explained, score_steps
 from lakescore.progress import Progress
 from lakescore.run import RunSummary, open_job, recorded, summary_of
 from lakescore.tables import CHANGE, HASH, load, quoted, source
@@ -46,11 +46,10 @@ def _again(
         is_wanted = F.col("error.code").isin(*map(str, PASSING))
     with (
         recorded(
-            spark, job, command, now=now, progress=progress, stage=TODO_STAGE, how="merge"
+            spark, job, command, now=now, progress=progress, stages=TODO_STAGES, how="merge"
         ) as recorder,
         explained(job),
     ):
-        recorder.batches.finish_begun(spark)
         rows = load(spark, job.target).where(is_wanted)
         todo = _with_text(spark, rows, config).withColumn(CHANGE, F.lit(source.RESCORE))
         score_steps(spark, job, recorder, todo, max_bytes=config.source.max_bytes)

@@ -188,13 +188,13 @@ def recorded(
     *,
     now: datetime,
     progress: Progress,
-    stage: str,
+    stages: str,
     how: Write | None = None,
     finish: Callable[[Recorder], None] | None = None,
 ) -> Iterator[Recorder]:
     """Record what happens inside as a run: in MLflow as it happens, and then in a bill.
 
-    `stage` names the folder of what is scored and not committed yet; `how` is the job's, if not
+    `stages` names the folder of what is scored and not committed yet; `how` is the job's, if not
     given.
     `finish` is called once all rows are in, before the bill is written.
     """
@@ -210,7 +210,7 @@ def recorded(
             run,
             now=now,
             how=how or job.config.write,
-            stage_folder=f"{job.checkpoint}/{stage}",
+            stages=f"{job.checkpoint}/{stages}",
             rows_done=rows_done,
         )
         recorder = Recorder(batches, run, progress, rows_done)

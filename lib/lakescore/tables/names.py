@@ -186,15 +186,28 @@ def set_property(spark: "SparkSession", table: str, name: str, value: str) -> No
     spark.sql(f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = '{literal}')")
 
 
-def remove(spark: "SparkSession", folder: str) -> None:
-    """Remove a folder and all that is in it, on any file system that Spark writes to.
+def is_folder(spark: "SparkSession", folder: str) -> bool:
+    """Tell whether there is a folder, on any file system that Spark writes to.
 
-    Spark has no call of its own for it. With Connect there is no JVM to ask; there a folder is on
-    a Volume, which the driver sees as files.
+    Spark has no call of its own for it, nor for its removal. With Connect there is no JVM to ask;
+    there a folder is on a Volume, which the driver sees as files.
     """
     if is_connect(spark):
+        return os.path.isdir(folder)
+    path, files = _on_its_file_system(spark, folder)
+    return bool(files.exists(path))
+
+
+def remove(spark: "SparkSession", folder: str) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    if is_connect(spark):
         shutil.rmtree(folder, ignore_errors=True)
-        return
+    else:
+        path, files = _on_its_file_system(spark, folder)
+        files.delete(path, True)
+
+
+def _on_its_file_system(spark: "SparkSession", folder: str) -> tuple[Any, Any]:
     jvm: Any = spark._jvm
     path = jvm.org.apache.hadoop.fs.Path(folder)
-    path.getFileSystem(spark._jsc.hadoopConfiguration()).delete(path, True)
+    return path, path.getFileSystem(spark._jsc.hadoopConfiguration())
