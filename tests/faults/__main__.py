@@ -31,11 +31,11 @@ Case = Callable[[Lab, int], Iterator[bool]]
 KINDS: dict[str, tuple[Case, int, int]] = {
     "worker_kills": (cases.worker_kills, 20, 1),
     "executor_kills": (cases.executor_kills, 5, 1),
-    "driver_kills": (cases.driver_kills, 50, 2),
-    "double_starts": (cases.double_starts, 20, 2),
-    "concurrent_commits": (cases.concurrent_commits, 25, 2),
+    "driver_kills": (cases.driver_kills, 50, 1),
+    "double_starts": (cases.double_starts, 20, 1),
+    "concurrent_commits": (cases.concurrent_commits, 25, 1),
     "poison_rows": (cases.poison_rows, 3, 1),
-    "cdf_steps": (cases.cdf_steps, 500, 12),
+    "cdf_steps": (cases.cdf_steps, 500, 8),
 }
 
 

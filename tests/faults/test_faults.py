@@ -17,10 +17,10 @@ def test_one_fault_of_every_kind_leaves_every_row_there_once() -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "worker_kills": [1, 1],
         "executor_kills": [1, 1],
-        "driver_kills": [2, 2],
-        "double_starts": [2, 2],
-        "concurrent_commits": [8, 8],
+        "driver_kills": [1, 1],
+        "double_starts": [1, 1],
+        "concurrent_commits": [4, 4],
         "poison_rows": [1, 1],
-        "cdf_steps": [12, 12],
+        "cdf_steps": [8, 8],
         "canary_hits": 0,
     }
