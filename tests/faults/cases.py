@@ -105,7 +105,8 @@ def concurrent_commits(lab: Lab, commits: int) -> Iterator[bool]:
     for nth, mode in enumerate(modes):
         first = nth * commits * ROWS_PER_FILE
         source = lab.source(f"shared_{nth}", files=commits, feed=mode == "cdf", first=first)
-        jobs.append(lab.settings(source, "shared", source={"changes": mode}))
+        own = {"checkpoint": f"{source}_checkpoint"}
+        jobs.append(lab.settings(source, "shared", source={"changes": mode}, target=own))
     drivers: list[Driver] = []
     contexts = [lab.driver(f"shared_{nth}") for nth in range(len(modes))]
     try:
@@ -119,7 +120,10 @@ def concurrent_commits(lab: Lab, commits: int) -> Iterator[bool]:
     target = lab.spark.read.format("delta").load(jobs[0]["target"]["table"])
     keys = target.select("id").collect()
     expected = list(range(len(modes) * commits * ROWS_PER_FILE))
-    is_whole = sorted(row.id for row in keys) == expected
+    if not (is_whole := sorted(row.id for row in keys) == expected):
+        print(
+            f"concurrent commits: {len(keys)} of {len(expected)} rows; {answers}", file=sys.stderr
+        )
     for answer in answers:
         all_in = answer.get("rows_in") == commits * ROWS_PER_FILE
         for _ in range(commits):

@@ -96,7 +96,11 @@ def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) 
         ("[DELTA_MISSING_CHANGE_DATA]", TableError, "change data feed was off for a while"),
         ("[DELTA_SCHEMA_CHANGED_WITH_VERSION]", TableError, "given another type since"),
         ("[DELTA_VERSION_NOT_FOUND]", TableError, "are gone, by VACUUM or by the clean-up"),
-        ("[DIFFERENT_DELTA_TABLE_READ_BY_STREAMING_SOURCE]", TableError, "was made anew"),
+        (
+            "[DIFFERENT_DELTA_TABLE_READ_BY_STREAMING_SOURCE]",
+            TableError,
+            "give each its own target.checkpoint",
+        ),
         ("[CONCURRENT_STREAM_LOG_UPDATE]", BusyError, "another run of this job reads src"),
     ],
 )

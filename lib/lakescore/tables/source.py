@@ -299,7 +299,10 @@ def read_error(said: str, source: str) -> LakescoreError | None:
             f"run; with {_FEED} on, {RECOVER}"
         )
     if "DIFFERENT_DELTA_TABLE_READ_BY_STREAMING_SOURCE" in said:
-        return TableError(f"{source}: was made anew since the last run; {RECOVER}")
+        return TableError(
+            f"{source}: is not the table that the checkpoint remembers; if another job has that "
+            f"checkpoint, give each its own target.checkpoint; if it was made anew, {RECOVER}"
+        )
     if "DELTA_STREAMING_INCOMPATIBLE_SCHEMA_CHANGE" in said or "DELTA_SCHEMA_CHANGED" in said:
         return TableError(
             f"{source}: a column of it was renamed, dropped or given another type since the last "
