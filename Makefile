@@ -34,7 +34,7 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 test: java ## all tests, and with them ruff and mypy
 	@$(with_java) $(run) -m pytest $(ARGS)
 
-faults: java ## workers, executors and drivers killed by the dozen; about an hour
+faults: java ## workers, executors and drivers killed by the dozen; over an hour
 	@$(with_java) $(run) -m tests.faults $(ARGS)
 
 lint: venv ## ruff and mypy alone
