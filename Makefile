@@ -3,8 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint wheel clean venv java bench-parity bench-cpu bench-memory \
-	bench-tables bench-encoder
+.PHONY: help demo test faults lint wheel clean venv java bench-parity bench-cpu bench-memory bench-tables bench-encoder
 
 RUNTIME ?= 18-lts-ml
 DEVICE ?= cpu
