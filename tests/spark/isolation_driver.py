@@ -35,25 +35,13 @@ def main(folder: Path, entity_model: str, sentiment_model: str) -> None:
         found: dict[str, Any] = {}
         for name, texts in {"clean": rows, "poisoned": poisoned}.items():
             found[name] = {
-                row.id: rounded(row.asDict(recursive=True)) | {"text": None}
-                for row in scored(texts)
+                row.id: row.asDict(recursive=True) | {"text": None} for row in scored(texts)
             }
-        frame = spark.createDataFrame(poisoned[20:40], "id long, text string").coalesce(1)
+        frame = spark.createDataFrame(poisoned[31:35], "id long, text string").coalesce(1)
         entities = lakescore.entities(entity_model)
         column = frame.select("id", entities("text").alias("entities")).collect()
-        found["column"] = {
-            row.id: rounded(row.asDict(recursive=True))["entities"] for row in column
-        }
+        found["column"] = {row.id: row.asDict(recursive=True)["entities"] for row in column}
     (folder / "found.json").write_text(json.dumps(found))
-
-
-def rounded(value: Any) -> Any:
-    """Round scores: their last digits depend on which texts are in a batch together."""
-    if isinstance(value, dict):
-        return {name: rounded(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

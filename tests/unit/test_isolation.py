@@ -1,19 +1,25 @@
 import os
 import pickle
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from lakescore import errors
+from lakescore.config import EncodingConfig
 from lakescore.errors import LakescoreError, ModelError, SetupError
 from lakescore.isolation import IsolatedScorer
-from lakescore.scorer import ERROR_TYPE, Results
+from lakescore.plan import LocalPlan
+from lakescore.scorer import ERROR_TYPE, Results, Scorer
+from lakescore.snapshot import resolve
+from lakescore.tasks.entities import Entities
 
 KINDS = {"length": pa.int64()}
+LOST = {"code": "worker_lost", "detail": "the process that scored this text died of it"}
 
 
 class Lengths:
@@ -33,6 +39,19 @@ class Lengths:
         lengths = pa.array([None if text is None else len(text) for text in texts], pa.int64())
         tokens = pa.array([0] * len(texts), pa.int32())
         return [Results({"length": lengths}, tokens, pa.nulls(len(texts), ERROR_TYPE))]
+
+
+class Mortal:
+    """A real scorer, whose process dies of one text."""
+
+    def __init__(self, make: Callable[[], Scorer], poison: bytes) -> None:
+        self.scorer = make()
+        self.poison = poison
+
+    def score(self, columns: Sequence[pa.Array]) -> Iterator[Results]:
+        if any(self.poison in column.to_pylist() for column in columns):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.scorer.score(columns)
 
 
 def dead(log: Path) -> Lengths:
@@ -56,6 +75,35 @@ def test_each_text_that_kills_its_process_is_lost_alone(tmp_path: Path) -> None:
     sizes = [int(line) for line in log.read_text().split()]
     assert sum(size > 3 for size in sizes) == 1
     assert scorer._pool is None
+
+
+def as_rows(results: Results) -> list[tuple[Any, ...]]:
+    """Each row's results, token count and error."""
+    arrays = (*results.columns.values(), results.n_tokens, results.error)
+    return list(zip(*(array.to_pylist() for array in arrays), strict=True))
+
+
+def types(results: Results) -> tuple[Any, ...]:
+    columns = {name: array.type for name, array in results.columns.items()}
+    return columns, results.n_tokens.type, results.error.type
+
+
+def test_what_a_child_scores_is_what_a_scorer_gives_for_the_same_piece(entity_model: Path) -> None:
+    snapshot = resolve(str(entity_model), task="entities")
+    task = Entities(snapshot.labels, aggregation="first")
+    planned = (task, snapshot.tokenizer_fingerprint, snapshot.folder)
+    plan = LocalPlan((planned,), EncodingConfig(), "cpu", 1)
+    kinds = {task.name: task.arrow_type}
+    scorer = IsolatedScorer(partial(Mortal, plan.scorer, b"bad"), kinds)  # type: ignore[arg-type]
+    texts = [b"Maria in Lisbon", None, b" ", b"\xff", b"bad", b"Anna and Contoso " * 300]
+    column = pa.array(texts, pa.binary())
+    [found] = scorer.score([column])
+    # So few rows are divided into single ones.
+    alone = list(plan.scorer().score(column[nth : nth + 1] for nth in range(len(texts))))
+    expected = [row for each in alone for row in as_rows(each)]
+    expected[texts.index(b"bad")] = (None, 0, LOST)
+    assert as_rows(found) == expected
+    assert types(found) == types(alone[0])
 
 
 def test_a_process_that_dies_while_it_loads_blames_no_row(tmp_path: Path) -> None:
