@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.jobs import BRIEF_JVM
+from tests.jobs import SMALL_JOBS
 from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
     from lakescore.session import local_session
 
     folder = tmp_path_factory.mktemp("spark")
-    settings = BRIEF_JVM | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+    settings = SMALL_JOBS | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
     log_file = folder / "spark.log"
     with local_session("tests", master="local[2]", settings=settings, log_file=log_file) as session:
         yield session

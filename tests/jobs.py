@@ -8,8 +8,8 @@ from lakescore import RunSummary
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 ROWS = [(nth, f"Maria {nth} lives in Lisbon" if nth % 10 else None) for nth in range(60)]
 Run = Callable[..., RunSummary]
-# For a JVM that lives for minutes: compiled once, quickly.
-BRIEF_JVM = {
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
-    "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1",
-}
+# For a JVM that lives for a minute: compiled once, quickly, by few threads.
+_BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+BRIEF_JVM = {"spark.driver.extraJavaOptions": _BRIEF, "spark.executor.extraJavaOptions": _BRIEF}
+# For a JVM that runs hundreds of small jobs: nothing is gained by planning them twice.
+SMALL_JOBS = {"spark.sql.adaptive.enabled": "false"}

@@ -10,7 +10,8 @@ from lakescore.errors import TableError
 from lakescore.job import STREAM_STAGES, TODO_STAGES
 from lakescore.run import checkpoint_of, job_tables
 from lakescore.tables import delta_table, identifier, is_folder, load, remove
-from lakescore.tables.writing import retried
+from lakescore.tables.lock import alone
+from lakescore.tables.writing import committed
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,6 +36,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
     writers that are at work longer than that lose files under their hands: with 0, none may be.
 
     Raises:
+        BusyError: a run of this job is at work.
         ConfigError: the configuration names no tables.
         TableError: there is no target, or a run that did not end has rows put aside for it.
     """
@@ -46,13 +48,14 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
             f"{checkpoint}: holds rows that a run has scored and not committed, since it did not "
             "end; run `lakescore score` to its end, then purge again"
         )
-    for folder in (TODO_STAGES, "todo"):  # a run before that did not end begins these anew
-        remove(spark, f"{checkpoint}/{folder}")
-    before = _files(spark, target)
-    retried(target, lambda: _execute(spark, f"REORG TABLE {identifier(target)} APPLY (PURGE)"))
-    with _any_retention(spark):
-        retried(target, lambda: _vacuum(spark, target, retain_hours))
-    return Purged(target, retain_hours, before, _files(spark, target))
+    with alone(spark, checkpoint, wait=False), _any_retention(spark):
+        for folder in (TODO_STAGES, "todo"):  # a run before that did not end begins these anew
+            remove(spark, f"{checkpoint}/{folder}")
+        before = _files(spark, target)
+        reorganise = f"REORG TABLE {identifier(target)} APPLY (PURGE)"
+        committed(spark, target, lambda: _execute(spark, reorganise))
+        committed(spark, target, lambda: _vacuum(spark, target, retain_hours))
+        return Purged(target, retain_hours, before, _files(spark, target))
 
 
 def _files(spark: "SparkSession", target: str) -> int:

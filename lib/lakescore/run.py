@@ -18,6 +18,7 @@ from lakescore.microbatch import Job, MicroBatches
 from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
 from lakescore.tables import HASH, bill, load, names, source, target
+from lakescore.tables.lock import alone
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -200,9 +201,12 @@ def recorded(
     """
     source_version = names.version(spark, job.source)
     params = _params(job, source_version)
-    with tracking.start_run(
-        name=f"{command} {job.target}", params=params, tags={"lakescore.command": command}
-    ) as run:
+    with (
+        alone(spark, job.checkpoint, wait=False),
+        tracking.start_run(
+            name=f"{command} {job.target}", params=params, tags={"lakescore.command": command}
+        ) as run,
+    ):
         run.log_source(job.source, source_version)
         rows_done = spark.sparkContext.accumulator(0)
         batches = MicroBatches(

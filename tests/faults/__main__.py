@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 STUB = str(Path(__file__).with_name("stub"))
@@ -33,10 +34,10 @@ KINDS: dict[str, tuple[Case, int, int]] = {
     "worker_kills": (cases.worker_kills, 20, 1),
     "executor_kills": (cases.executor_kills, 5, 1),
     "driver_kills": (cases.driver_kills, 50, 1),
-    "double_starts": (cases.double_starts, 20, 1),
+    "double_starts": (cases.double_starts, 20, 2),
     "concurrent_commits": (cases.concurrent_commits, 25, 1),
     "poison_rows": (cases.poison_rows, 3, 1),
-    "cdf_steps": (cases.cdf_steps, 500, 8),
+    "cdf_steps": (cases.cdf_steps, 500, 6),
 }
 
 
@@ -63,17 +64,17 @@ def main() -> None:
         ) as spark:
             # Several drivers that make MLflow's store at once disturb each other.
             tracking.configure(f"sqlite:///{folder}/mlflow.db", "faults")
-            lab = Lab(spark, folder, models, random.Random(arguments.seed))
-            for kind, (case, full, quick) in KINDS.items():
-                if kind in arguments.only:
-                    outcomes = []
-                    for held in case(lab, quick if arguments.quick else full):
-                        outcomes.append(held)
-                        said = "held" if held else "BROKEN"
-                        print(f"{kind} {len(outcomes)}: {said}", file=sys.stderr, flush=True)
-                    tally[kind] = [sum(outcomes), len(outcomes)]
-            if "canary_hits" in arguments.only:
-                tally["canary_hits"] = canary.hits(lab)
+            with closing(Lab(spark, folder, models, random.Random(arguments.seed))) as lab:
+                for kind, (case, full, quick) in KINDS.items():
+                    if kind in arguments.only:
+                        outcomes = []
+                        for held in case(lab, quick if arguments.quick else full):
+                            outcomes.append(held)
+                            said = "held" if held else "BROKEN"
+                            print(f"{kind} {len(outcomes)}: {said}", file=sys.stderr, flush=True)
+                        tally[kind] = [sum(outcomes), len(outcomes)]
+                if "canary_hits" in arguments.only:
+                    tally["canary_hits"] = canary.hits(lab)
     print(json.dumps(tally))
     broken = any(value[0] < value[1] for value in tally.values() if isinstance(value, list))
     sys.exit(bool(broken or tally.get("canary_hits")))

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.faults.cases import POISON, REFUSED, TEXT_FAULTS
 from tests.faults.lab import Lab
 
 CANARY = "Quuxenbaum"
@@ -15,8 +16,8 @@ def hits(lab: Lab) -> int:
     spark, source = lab.spark, str(lab.folder / "canary")
     # One row alone kills its worker: each costs several processes.
     text = (
-        "CASE WHEN id = 7 THEN encode(concat(secret, ' XPOISONX'), 'UTF-8')"
-        " WHEN id % 8 = 1 THEN encode(concat(secret, ' XREFUSEDX'), 'UTF-8')"
+        f"CASE WHEN id = 7 THEN encode(concat(secret, ' {POISON}'), 'UTF-8')"
+        f" WHEN id % 8 = 1 THEN encode(concat(secret, ' {REFUSED}'), 'UTF-8')"
         " WHEN id % 8 = 2 THEN encode(concat(secret, repeat(' and on', 30)), 'UTF-8')"
         " WHEN id % 8 = 3 THEN encode(concat(secret, repeat(' and on', 90)), 'UTF-8')"
         " WHEN id % 8 = 4 THEN concat(encode(secret, 'UTF-8'), X'FF')"
@@ -35,40 +36,35 @@ def hits(lab: Lab) -> int:
         encoding={"long_text": "reject", "max_length": 128},
         source={"changes": "cdf"},
     )
-    faults = {
-        "LAKESCORE_POISON": "XPOISONX",
-        "LAKESCORE_TOKENIZER_ERROR": "XREFUSEDX",
-        "LAKESCORE_OUT_OF_MEMORY_FROM": "60",
-    }
-    with lab.driver("canary", stub=False, **faults) as driver:
-        answers = [_answer(driver, settings)]
-        wanted = {
-            "invalid_unicode", "too_long", "out_of_memory", "non_finite", "tokenizer_error",
-            "worker_lost",
-        }  # fmt: skip
-        missing = wanted - answers[0].get("rows_failed", {}).keys()
-        if missing:
-            print(f"canary: no row has {missing}: {answers[0]}", file=sys.stderr)
-            return len(missing)
-        # Errors that end a run: the budget, double keys, a drifted schema, a target to be made.
-        other = lab.settings(source, "canary_budget", encoding=settings["encoding"])
-        answers.append(_answer(driver, other | {"limits": {"max_error_fraction": 0.01}}))
-        spark.sql(f"INSERT INTO delta.`{source}` SELECT * FROM delta.`{source}` WHERE id < 5")
-        answers.append(_answer(driver, settings))
-        answers.append(_answer(driver, settings | {"source": other["source"]}))
-        spark.sql(f"ALTER TABLE delta.`{source}` ADD COLUMNS (late string)")
-        answers.append(_answer(driver, settings))
+    driver = lab.driver(stub=False, **TEXT_FAULTS)
+
+    def answer(settings: dict[str, Any]) -> Any:
+        driver.start(settings)
+        return driver.answer()
+
+    answers = [answer(settings)]
+    wanted = {
+        "invalid_unicode", "too_long", "out_of_memory", "non_finite", "tokenizer_error",
+        "worker_lost",
+    }  # fmt: skip
+    missing = wanted - answers[0].get("rows_failed", {}).keys()
+    if missing:
+        print(f"canary: no row has {missing}: {answers[0]}", file=sys.stderr)
+        return len(missing)
+    # Errors that end a run: the budget, double keys, a drifted schema, a target to be made.
+    other = lab.settings(source, "canary_budget", encoding=settings["encoding"])
+    answers.append(answer(other | {"limits": {"max_error_fraction": 0.01}}))
+    spark.sql(f"INSERT INTO delta.`{source}` SELECT * FROM delta.`{source}` WHERE id < 5")
+    answers.append(answer(settings))
+    answers.append(answer(settings | {"source": other["source"]}))
+    spark.sql(f"ALTER TABLE delta.`{source}` ADD COLUMNS (late string)")
+    answers.append(answer(settings))
     said = lab.folder / "canary.answers"
     said.write_text(str(answers))
     if any("error" not in answer for answer in answers[1:]):
         print(f"canary: a run was to fail: {answers[1:]}", file=sys.stderr)
         return 1
     return sum(_has_canary(file) for file in _places(lab, said))
-
-
-def _answer(driver: Any, settings: dict[str, Any]) -> Any:
-    driver.start(settings)
-    return driver.answer() or {"error": "died"}
 
 
 def _not_finite(lab: Lab) -> Path:

@@ -5,11 +5,12 @@ It answers each with a line of JSON: the run's summary, or the kind and the mess
 
 import json
 import sys
+import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lakescore import JobConfig, score_table
+from lakescore import JobConfig, LakescoreError, failpoints, score_table
 from lakescore.session import local_session
 from tests.jobs import BRIEF_JVM
 
@@ -22,13 +23,17 @@ def main(master: str, log_file: str) -> None:
     ) as spark:
         print(json.dumps("ready"), flush=True)
         for line in sys.stdin:
-            config = JobConfig.parse(json.loads(line))
+            message = json.loads(line)
+            config = JobConfig.parse(message["settings"])
+            failpoints.UNLOCKED = message["unlocked"]
             try:
                 summary = score_table(
                     spark, config, now=datetime.now(UTC), progress=lambda done, total: None
                 )
                 answer = asdict(summary)
             except Exception as error:  # also what is not lakescore's own: the case is to see it
+                if not isinstance(error, LakescoreError):
+                    traceback.print_exc()
                 answer = {"error": type(error).__name__, "message": str(error)}
             print(json.dumps(answer), flush=True)
 

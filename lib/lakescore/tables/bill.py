@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lakescore.tables.names import beside
-from lakescore.tables.writing import append, retried
+from lakescore.tables.writing import append, committed
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -69,4 +69,4 @@ def write(spark: "SparkSession", target: str, bill: Bill) -> None:
     values = [tuple(getattr(bill, each.name) for each in fields(Bill))]
     row = spark.createDataFrame(values, schema)
 
-    retried(table, lambda: append(row.coalesce(1), table))
+    committed(spark, table, lambda: append(row.coalesce(1), table))

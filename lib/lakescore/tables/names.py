@@ -207,6 +207,27 @@ def remove(spark: "SparkSession", folder: str) -> None:
         files.delete(path, True)
 
 
+def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
+    """Return the path of a folder on this machine's own disk; None for one elsewhere.
+
+    With Connect, where Spark's folders are cannot be told.
+
+    Raises:
+        TableError: there is no such file system.
+    """
+    if is_connect(spark):
+        return None
+    try:
+        path, files = _on_its_file_system(spark, folder)
+    except Exception as error:  # of Java's own
+        if not hasattr(error, "java_exception"):
+            raise
+        raise TableError(
+            f"{folder}: is of a file system that this Spark does not know ({root_cause(error)})"
+        ) from error
+    return str(files.makeQualified(path).toUri().getPath()) if files.getScheme() == "file" else None
+
+
 def _on_its_file_system(spark: "SparkSession", folder: str) -> tuple[Any, Any]:
     jvm: Any = spark._jvm
     path = jvm.org.apache.hadoop.fs.Path(folder)

@@ -34,7 +34,7 @@ def find(spark: "SparkSession", folder: str) -> Manifest | None:
         row = delta_table(spark, folder).history(1).select("userMetadata").first()
     except TableError:  # another run has just removed it
         return None
-    return Manifest(**json.loads(row[0]))
+    return None if row is None else Manifest(**json.loads(row[0]))
 
 
 def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import TableError, root_cause
+from lakescore.tables.lock import alone
 from lakescore.tables.names import (
     describe,
     exists,
@@ -18,7 +19,7 @@ from lakescore.tables.names import (
     quoted,
     set_property,
 )
-from lakescore.tables.writing import append, retried, write_error
+from lakescore.tables.writing import append, committed, write_error
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -64,17 +65,14 @@ def prepare(
             would be made there is something else; or it cannot be made.
     """
     if not exists(spark, table):
-        _check_room(table)
-        try:
+        if is_path(table) and "_delta_log" in Path(table).parts:
+            raise TableError(f"{table}: is inside another table's log; name a folder of its own")
+        with alone(spark, table, wait=True):
             _create(spark, table, schema, key=key, text=text, constraints=constraints)
-        except Exception as error:
-            if not exists(spark, table):  # else another job was faster
-                said = f"{table}: cannot be made ({root_cause(error)}); name another target.table"
-                raise write_error(table, error) or TableError(said) from error
     missing = _check_columns(load(spark, table).schema, schema, table, evolve=evolve)
     if missing:
         added = spark.createDataFrame([], type(schema)(missing))
-        retried(table, lambda: append(added, table, mergeSchema="true"))
+        committed(spark, table, lambda: append(added, table, mergeSchema="true"))
 
 
 def _create(
@@ -88,6 +86,9 @@ def _create(
 ) -> None:
     from delta.tables import DeltaTable
 
+    if exists(spark, table):  # another job was faster
+        return
+    _check_room(table)
     types = {each.name: each.dataType.simpleString() for each in schema}
     strings = [each for each in types if types[each] == "string" and each not in key]
     with_statistics = [
@@ -112,7 +113,12 @@ def _create(
     clustered = [name for name in key if types[name].startswith(_CLUSTERED) and name != text]
     if clustered:
         builder = builder.clusterBy(*clustered[:4])
-    builder.execute()
+    try:
+        builder.execute()
+    except Exception as error:  # Spark's, Delta's, and Java's own
+        if not exists(spark, table):  # else another job was faster
+            said = f"{table}: cannot be made ({root_cause(error)}); name another target.table"
+            raise write_error(table, error) or TableError(said) from error
 
 
 def _check_columns(
@@ -136,11 +142,7 @@ def _check_columns(
 
 def _check_room(target: str) -> None:
     """Refuse to make a table in a folder of other files; only one of this host can be seen."""
-    if not is_path(target):
-        return
-    if "_delta_log" in Path(target).parts:
-        raise TableError(f"{target}: is inside another table's log; name a folder of its own")
-    others = os.listdir(target) if os.path.isdir(target) else []
+    others = os.listdir(target) if is_path(target) and os.path.isdir(target) else []
     if others:
         raise TableError(
             f"{target}: is a folder of other files ({min(others)}), not a Delta table; name an "
@@ -166,4 +168,4 @@ def register(spark: "SparkSession", table: str, writer: Writer) -> None:
         recorded = json.dumps([asdict(each) for each in [*others, writer]])
         set_property(spark, table, _WRITERS, recorded)
 
-    retried(table, write)
+    committed(spark, table, write)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.config import Write
 from lakescore.errors import BusyError, TableError, root_cause
+from lakescore.tables.lock import alone
 from lakescore.tables.names import delta_table, identifier, is_path, load, quoted
 from lakescore.tables.source import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
 
@@ -97,7 +98,7 @@ def write(
             else:
                 _merge(staged, table, key=key, ranges=ranges, results=results)
 
-    retried(table, once)
+    committed(staged.sparkSession, table, once)
 
 
 def append(rows: "DataFrame", table: str, **options: str) -> None:
@@ -185,6 +186,21 @@ def _transaction(spark: "SparkSession", commit: Commit) -> Iterator[None]:
                 spark.conf.unset(_CONF + name)
             else:
                 spark.conf.set(_CONF + name, old)
+
+
+def committed(spark: "SparkSession", table: str, action: Callable[[], None]) -> None:
+    """Do what commits to a table, again where another writer came between.
+
+    Raises:
+        BusyError: another run of the same job did this at the same time.
+        TableError: the table cannot be written, or others were faster every time.
+    """
+
+    def once() -> None:
+        with alone(spark, table, wait=True):
+            action()
+
+    retried(table, once)
 
 
 def retried(

@@ -1,0 +1,60 @@
+"""One process at a time, on this machine's own disk: there Delta and Spark cannot see to it.
+
+A commit is a rename that must fail where the file is there already. Object stores and HDFS know
+such a rename; Hadoop's local file system looks first and then replaces, so that two processes at
+the same moment would both believe to have committed. The lock is the system's own, on the folder:
+it leaves no file, and goes with its process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lakescore import failpoints
+from lakescore.errors import BusyError, TableError
+from lakescore.tables.names import is_path, on_this_machine
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@contextmanager
+def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[None]:
+    """Be the only one at work on a folder of this machine, which is made if it is not there.
+
+    Folders elsewhere and tables of a catalog are not locked: what holds them commits atomically.
+
+    Args:
+        spark: says where a path leads.
+        place: a folder, or a table by name or path.
+        wait: whether to wait for another process that is at work on it.
+
+    Raises:
+        BusyError: another one is, and `wait` is False.
+        TableError: the folder cannot be made or opened.
+    """
+    folder = on_this_machine(spark, place) if is_path(place) else None
+    if folder is None or (failpoints.UNLOCKED and not wait):
+        yield
+        return
+    import fcntl
+
+    try:
+        os.makedirs(folder, exist_ok=True)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise TableError(
+            f"{place}: cannot be made ({error.strerror}); name a folder that can be written"
+        ) from error
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise BusyError(
+                f"{place}: another run of this job is at work, and has the rows; if it is of "
+                "another job, give each its own target.checkpoint"
+            ) from None
+        yield
+    finally:
+        os.close(opened)
