@@ -12,7 +12,7 @@ from lakescore.errors import LakescoreError, TableError
 from lakescore.failpoints import reached
 from lakescore.microbatch import Job
 from lakescore.progress import Progress
-from lakescore.run import Recorder, RunSummary, open_job, recorded, summary_of
+from lakescore.run import Recorder, RunSummary, opened, recorded, summary_of
 from lakescore.tables import (
     CHANGE,
     HASH,
@@ -49,7 +49,7 @@ def score_table(
 
     Raises:
         BudgetError: more rows failed than the job allows.
-        BusyError: another run of this job was faster; its rows are there.
+        BusyError: another run of this job is at work, or was faster; it has the rows.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: the session is one of Spark Connect.
@@ -58,24 +58,24 @@ def score_table(
     """
     if config.report is not None:  # else a long run would end in that error
         check_output(Path(config.report))
-    job = open_job(spark, config)
-
-    def report(recorder: Recorder) -> None:
-        recorder.report = _report(spark, job, recorder)
-
     is_snapshot = config.source.changes == "snapshot"
     stages = TODO_STAGES if is_snapshot else STREAM_STAGES
-    with (
-        recorded(
-            spark, job, "score", now=now, progress=progress, stages=stages, finish=report
-        ) as recorder,
-        explained(job),
-    ):
-        if is_snapshot:
-            _score_snapshot(spark, job, recorder)
-        else:
-            _score_stream(spark, job, recorder)
-    return summary_of(job, recorder)
+    with opened(spark, config) as job:
+
+        def report(recorder: Recorder) -> None:
+            recorder.report = _report(spark, job, recorder)
+
+        with (
+            recorded(
+                spark, job, "score", now=now, progress=progress, stages=stages, finish=report
+            ) as recorder,
+            explained(job),
+        ):
+            if is_snapshot:
+                _score_snapshot(spark, job, recorder)
+            else:
+                _score_stream(spark, job, recorder)
+        return summary_of(job, recorder)
 
 
 def _score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:

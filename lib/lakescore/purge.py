@@ -48,7 +48,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
             f"{checkpoint}: holds rows that a run has scored and not committed, since it did not "
             "end; run `lakescore score` to its end, then purge again"
         )
-    with alone(spark, checkpoint, wait=False), _any_retention(spark):
+    with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
         for folder in (TODO_STAGES, "todo"):  # a run before that did not end begins these anew
             remove(spark, f"{checkpoint}/{folder}")
         before = _files(spark, target)

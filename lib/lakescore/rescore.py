@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from lakescore.config import JobConfig
 from lakescore.job import TODO_STAGES, explained, score_steps
 from lakescore.progress import Progress
-from lakescore.run import RunSummary, open_job, recorded, summary_of
+from lakescore.run import RunSummary, opened, recorded, summary_of
 from lakescore.tables import CHANGE, HASH, load, quoted, source
 from lakescore.text import ErrorCode
 
@@ -40,16 +40,16 @@ def _again(
 ) -> RunSummary:
     from pyspark.sql import functions as F
 
-    job = open_job(spark, config, makes_target=False)
-    is_wanted: Column = ~source.is_scored_by(job.plan.versions)
-    if command == "retry":
-        is_wanted = F.col("error.code").isin(*map(str, PASSING))
     with (
+        opened(spark, config, makes_target=False) as job,
         recorded(
             spark, job, command, now=now, progress=progress, stages=TODO_STAGES, how="merge"
         ) as recorder,
         explained(job),
     ):
+        is_wanted: Column = ~source.is_scored_by(job.plan.versions)
+        if command == "retry":
+            is_wanted = F.col("error.code").isin(*map(str, PASSING))
         rows = load(spark, job.target).where(is_wanted)
         todo = _with_text(spark, rows, config).withColumn(CHANGE, F.lit(source.RESCORE))
         score_steps(spark, job, recorder, todo, max_bytes=config.source.max_bytes)

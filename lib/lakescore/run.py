@@ -85,15 +85,25 @@ def checkpoint_of(config: JobConfig) -> str:
     _, to = job_tables(config)
     given = config.target.checkpoint or names.beside(to, "_checkpoint")
     # Spark's own file system may have another working folder than this process.
-    return given if ":/" in given else os.path.abspath(given)
+    folder = given if ":/" in given else os.path.abspath(given)
+    inside = os.path.relpath(folder, names.place(to)) if names.is_path(to) else ".."
+    if not inside.startswith(("..", "_")):
+        raise ConfigError(
+            f"'target.checkpoint' is {given}, in the target, where VACUUM removes it; name a "
+            f"folder beside it, such as {names.beside(to, '_checkpoint')}"
+        )
+    return folder
 
 
-def open_job(spark: "SparkSession", config: JobConfig, *, makes_target: bool = True) -> Job:
+@contextmanager
+def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = True) -> Iterator[Job]:
     """Check a job's tables, resolve its models, and make the target where there is none.
 
-    With `makes_target` False a target that is not there is an error.
+    With `makes_target` False a target that is not there is an error. Until the job is done with,
+    another run of it on this machine ends in `BusyError`.
 
     Raises:
+        BusyError: another run of this job is at work.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: the session is one of Spark Connect.
@@ -104,43 +114,49 @@ def open_job(spark: "SparkSession", config: JobConfig, *, makes_target: bool = T
             "the job needs a classic Spark session, and this one is of Spark Connect; run it in "
             "dedicated access mode, or use lakescore.score and write its rows"
         )
-    tracking.configure(
-        config.mlflow.tracking_uri,
-        config.mlflow.experiment,
-        registry_uri=config.mlflow.registry_uri,
-    )
     at, to = job_tables(config)
     rows = load(spark, at)
     if not makes_target:
         load(spark, to)
     source.check_is_delta(spark, at, needs_feed=config.source.changes == "cdf")
-    plan = make_plan(spark, config.tasks, config.encoding)
-    reached("planned")
-    carried = carried_columns(rows, config.source, plan)
-    schema = _target_schema(rows, carried, config, plan)
-    constraints = {
+    checkpoint = checkpoint_of(config)
+    with alone(spark, f"{checkpoint}/lock", wait=False):
+        tracking.configure(
+            config.mlflow.tracking_uri,
+            config.mlflow.experiment,
+            registry_uri=config.mlflow.registry_uri,
+        )
+        plan = make_plan(spark, config.tasks, config.encoding)
+        reached("planned")
+        carried = carried_columns(rows, config.source, plan)
+        schema = _target_schema(rows, carried, config, plan)
+        target.prepare(
+            spark,
+            to,
+            schema,
+            key=config.source.key,
+            text=config.source.text,
+            evolve=config.target.evolve,
+            constraints=_constraints(plan),
+        )
+        reached("target_ready")
+        yield Job(
+            config=config,
+            source=at,
+            target=to,
+            checkpoint=checkpoint,
+            plan=plan,
+            carried=tuple(carried),
+            schema=schema,
+        )
+
+
+def _constraints(plan: Plan) -> dict[str, str]:
+    """Return what every row of the target keeps to: name -> expression."""
+    return {
         f"lakescore_{each.task.name}": f"error IS NULL OR {each.task.name} IS NULL"
         for each in plan.tasks
     } | {"lakescore_n_tokens": "n_tokens IS NOT NULL AND n_tokens >= 0"}
-    target.prepare(
-        spark,
-        to,
-        schema,
-        key=config.source.key,
-        text=config.source.text,
-        evolve=config.target.evolve,
-        constraints=constraints,
-    )
-    reached("target_ready")
-    return Job(
-        config=config,
-        source=at,
-        target=to,
-        checkpoint=checkpoint_of(config),
-        plan=plan,
-        carried=tuple(carried),
-        schema=schema,
-    )
 
 
 def _target_schema(
@@ -201,12 +217,9 @@ def recorded(
     """
     source_version = names.version(spark, job.source)
     params = _params(job, source_version)
-    with (
-        alone(spark, job.checkpoint, wait=False),
-        tracking.start_run(
-            name=f"{command} {job.target}", params=params, tags={"lakescore.command": command}
-        ) as run,
-    ):
+    with tracking.start_run(
+        name=f"{command} {job.target}", params=params, tags={"lakescore.command": command}
+    ) as run:
         run.log_source(job.source, source_version)
         rows_done = spark.sparkContext.accumulator(0)
         batches = MicroBatches(

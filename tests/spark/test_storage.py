@@ -86,8 +86,8 @@ def test_a_run_that_finds_another_one_at_work_does_nothing(
     run(settings)
     add(spark, settings)
     with (
-        held(f"{target}_checkpoint"),
-        pytest.raises(BusyError, match=r"_checkpoint: another run of this job is at work"),
+        held(f"{target}_checkpoint/lock"),
+        pytest.raises(BusyError, match=r"_checkpoint/lock: another run of this job is at work"),
     ):
         run(settings)
     assert keys(spark, target) == [row[0] for row in ROWS]

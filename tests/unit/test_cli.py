@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lakescore.cli import main
+from lakescore import BudgetError, BusyError, JobConfig, LakescoreError
+from lakescore.cli import cli, main
 from tests.conftest import ROOT
 from tests.tiny_models import tiny_model
 
@@ -60,12 +61,27 @@ def test_register_prints_the_version_and_finds_it_again(
     ]
 
 
-@pytest.mark.parametrize(
-    "command", ["score", "evaluate", "finetune", "register", "report", "doctor"]
-)
+@pytest.mark.parametrize("command", sorted(cli.commands))
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([command, "--help"])
     assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "code"), [(BusyError, 3), (BudgetError, 1)])
+def test_a_scheduler_can_tell_another_run_at_work_from_a_failure(
+    error: type[LakescoreError],
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        raise error("why")
+
+    monkeypatch.setattr(JobConfig, "load", load)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "job.yml"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"{error.__name__}: why\n"
 
 
 def test_wrong_usage_ends_with_2_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:

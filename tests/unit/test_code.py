@@ -23,6 +23,7 @@ LAYERS = [
         "errors",
         "failpoints",
         "java",
+        "locks",
         "progress",
         "text",
         "tokens",

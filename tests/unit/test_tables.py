@@ -1,11 +1,15 @@
 """Names of tables, conflicts between writers, versions that were read: what needs no Spark."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lakescore.errors import BusyError, TableError
+from lakescore import JobConfig
+from lakescore.errors import BusyError, ConfigError, TableError
+from lakescore.locks import locked
+from lakescore.run import checkpoint_of
 from lakescore.tables.names import beside, identifier, is_path, place
 from lakescore.tables.position import check_writer, recorded
 from lakescore.tables.source import VersionsRead, read_error
@@ -41,6 +45,47 @@ def test_tables_that_belong_to_another_stand_beside_it() -> None:
     assert place("a/../b/") == os.path.abspath("b")
     assert place("s3://bucket/a/") == "s3://bucket/a"
     assert place("main.scored") == place("`main`.`scored`")
+
+
+@pytest.mark.parametrize(
+    ("table", "checkpoint"),
+    [
+        ("out/scored", "out/scored/"),
+        ("out/scored", "out/scored/checkpoint"),
+        ("s3://bucket/scored", "s3://bucket/scored/checkpoint"),
+    ],
+)
+def test_a_checkpoint_where_vacuum_of_the_target_removes_it_is_refused(
+    table: str, checkpoint: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"VACUUM removes it; .* such as {table}_checkpoint$"):
+        checkpoint_of(job(table, checkpoint))
+
+
+def test_a_checkpoint_is_beside_the_target_or_hidden_in_it() -> None:
+    assert checkpoint_of(job("out/scored/", None)) == os.path.abspath("out/scored_checkpoint")
+    for checkpoint in ("/out/scored/_checkpoint", "/out/scored_checkpoint", "s3://bucket/out"):
+        assert checkpoint_of(job("/out/scored", checkpoint)) == checkpoint
+    assert checkpoint_of(job("main.scored", "/Volumes/a")) == "/Volumes/a"
+
+
+def job(target: str, checkpoint: str | None) -> JobConfig:
+    return JobConfig.parse(
+        {
+            "source": {"table": "in/messages", "key": "id"},
+            "target": {"table": target, "checkpoint": checkpoint},
+            "tasks": {"sentiment": {"model": "m"}},
+        }
+    )
+
+
+def test_a_lock_goes_with_its_holder_and_is_waited_for_or_not(tmp_path: Path) -> None:
+    folder = str(tmp_path / "new/folder")
+    with locked(folder, wait=False), pytest.raises(BlockingIOError), locked(folder, wait=False):
+        pass
+    with locked(folder, wait=True):
+        pass
+    assert os.listdir(folder) == []
 
 
 def writer_that_fails(errors: list[str]) -> Any:

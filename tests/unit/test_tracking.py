@@ -13,6 +13,7 @@ import pytest
 from lakescore import tracking
 from lakescore.errors import ModelError, SetupError
 from lakescore.snapshot import Snapshot, resolve
+from tests.conftest import ROOT
 from tests.hub_server import HubServer
 from tests.tiny_models import ENTITY_LABELS, SENTIMENT_LABELS, tiny_model
 
@@ -53,6 +54,16 @@ def registered(store: str, snapshot: Snapshot) -> tracking.RegisteredVersion:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+def test_processes_that_make_a_store_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    program = (
+        "from lakescore import tracking; "
+        f"tracking.configure('sqlite:///{tmp_path}/new/store.db', 'first')"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT / "lib")}
+    at_once = [subprocess.Popen([sys.executable, "-c", program], env=env) for _ in range(3)]
+    assert [process.wait() for process in at_once] == [0, 0, 0]
 
 
 def refusal(reference: str, cache: Path, task: str = "entities") -> str:

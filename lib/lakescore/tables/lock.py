@@ -2,17 +2,16 @@
 
 A commit is a rename that must fail where the file is there already. Object stores and HDFS know
 such a rename; Hadoop's local file system looks first and then replaces, so that two processes at
-the same moment would both believe to have committed. The lock is the system's own, on the folder:
-it leaves no file, and goes with its process.
+the same moment would both believe to have committed.
 """
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lakescore import failpoints
 from lakescore.errors import BusyError, TableError
+from lakescore.locks import locked
 from lakescore.tables.names import is_path, on_this_machine
 
 if TYPE_CHECKING:
@@ -38,23 +37,16 @@ def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[None]:
     if folder is None or (failpoints.UNLOCKED and not wait):
         yield
         return
-    import fcntl
-
-    try:
-        os.makedirs(folder, exist_ok=True)
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise TableError(
-            f"{place}: cannot be made ({error.strerror}); name a folder that can be written"
-        ) from error
-    try:
+    with ExitStack() as lock:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            lock.enter_context(locked(folder, wait=wait))
         except BlockingIOError:
             raise BusyError(
                 f"{place}: another run of this job is at work, and has the rows; if it is of "
                 "another job, give each its own target.checkpoint"
             ) from None
+        except OSError as error:
+            raise TableError(
+                f"{place}: cannot be made ({error.strerror}); name a folder that can be written"
+            ) from error
         yield
-    finally:
-        os.close(opened)

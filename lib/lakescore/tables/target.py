@@ -143,7 +143,7 @@ def _check_columns(
 def _check_room(target: str) -> None:
     """Refuse to make a table in a folder of other files; only one of this host can be seen."""
     others = os.listdir(target) if is_path(target) and os.path.isdir(target) else []
-    if others:
+    if others := [name for name in others if not name.startswith("_")]:  # hidden from Delta
         raise TableError(
             f"{target}: is a folder of other files ({min(others)}), not a Delta table; name an "
             "empty or a new folder"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lakescore.errors import LakescoreError, ModelError, SetupError
+from lakescore.locks import locked
 
 _SHOWN = 5
 _QUIET_LOGGERS = ("mlflow", "alembic", "git", "sqlalchemy")
@@ -34,8 +35,21 @@ def configure(
             mlflow.set_tracking_uri(tracking_uri)
         if registry_uri is not None:
             mlflow.set_registry_uri(registry_uri)
-        if experiment is not None:
-            mlflow.set_experiment(experiment)
+        with _alone(tracking_uri):
+            mlflow.search_experiments(max_results=1)
+            if experiment is not None:
+                mlflow.set_experiment(experiment)
+
+
+@contextmanager
+def _alone(tracking_uri: str | None) -> Iterator[None]:
+    """Let one process at a time make a store in a file; two at once disturb each other."""
+    _, is_file, path = (tracking_uri or "").partition("sqlite:///")
+    if not is_file:
+        yield
+        return
+    with locked(os.path.abspath(path), wait=True, is_file=True):
+        yield
 
 
 def describe_store() -> str:
