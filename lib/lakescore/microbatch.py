@@ -199,36 +199,50 @@ class MicroBatches:
 
     def _write(self, spark: "SparkSession", transaction: writing.Commit, folder: str) -> None:
         """Count and check what is staged, and write it."""
-        job, staged = self.job, names.load(spark, folder)
-        ranged = writing.ranged(job.schema, job.key, job.config.source.text)
-        groups = self._count(staged, ranged)
-        counts = Totals(
-            _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
-            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
-            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE),
-        )
-        ends = {name: _ends(groups, name) for name in ranged}
-        ranges = {name: pair for name, pair in ends.items() if None not in pair}
+        job, is_refused = self.job, False
         try:
-            self._check_keys(staged, groups, ranges)
-            self._check_budget(counts)
-        except (BudgetError, TableError):
-            names.remove(spark, folder)  # a later run shall score it anew
+            staged = names.load(spark, folder)
+            ranged = writing.ranged(job.schema, job.key, job.config.source.text)
+            groups = self._count(staged, ranged)
+            counts = Totals(
+                _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
+                sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
+                sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE),
+            )
+            ends = {name: _ends(groups, name) for name in ranged}
+            ranges = {name: pair for name, pair in ends.items() if None not in pair}
+            try:
+                self._check_keys(staged, groups, ranges)
+                self._check_budget(counts)
+            except (BudgetError, TableError):
+                is_refused = True
+                raise
+            reached("batch_checked")
+            if self.before_first_write is not None:
+                self.before_first_write()
+                self.before_first_write = None
+            note = {"run_id": self._run.id, **vars(counts)}
+            writing.write(
+                staged,
+                job.target,
+                self._how,
+                writing.Commit(app=transaction.app, number=transaction.number, note=note),
+                key=job.key,
+                ranges=ranges,
+                results=job.results,
+            )
+        except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
+            manifest = stage.find(spark, folder)
+            if manifest is None or (
+                is_refused  # as its keys are there already, say
+                and writing.find_commit(
+                    spark, job.target, transaction, since=manifest.target_version
+                )
+            ):
+                raise stage.taken(job.checkpoint) from error
+            if is_refused:
+                names.remove(spark, folder)  # a later run shall score it anew
             raise
-        reached("batch_checked")
-        if self.before_first_write is not None:
-            self.before_first_write()
-            self.before_first_write = None
-        note = {"run_id": self._run.id, **vars(counts)}
-        writing.write(
-            staged,
-            job.target,
-            self._how,
-            writing.Commit(app=transaction.app, number=transaction.number, note=note),
-            key=job.key,
-            ranges=ranges,
-            results=job.results,
-        )
         self._pending = counts
         reached("batch_committed")
 
