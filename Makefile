@@ -30,8 +30,8 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 		--name lakescore_sentiment --alias champion >&2 && \
 	$(run) -m lakescore.cli score conf/demo.yml $(ARGS)
 
-test: java ## all tests, and with them ruff and mypy
-	@$(with_java) $(run) -m pytest $(ARGS)
+test: java ## all tests, and with them ruff and mypy, by two processes
+	@$(with_java) $(run) -m pytest -n 2 --dist loadfile $(ARGS)
 
 faults: java ## workers, executors and drivers killed by the dozen; over an hour
 	@$(with_java) $(run) -m tests.faults $(ARGS)

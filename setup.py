@@ -46,6 +46,7 @@ DEV = [
     "mypy>=1.13",
     "packaging>=23",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "ruff>=0.8",
     "types-PyYAML",
     "types-tqdm",

@@ -84,25 +84,19 @@ def _score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     from pyspark.sql import functions as F
 
     config, is_feed = job.config.source, job.config.source.changes == "cdf"
-    source_id = names.describe(spark, job.source).id
-    writer = position.recorded(target.writers(spark, job.target), job.source, source_id)
+    table, version = job.source.table, job.source.version
+    writer = position.recorded(target.writers(spark, job.target), job.source)
     if writer is not None:
         position.check_writer(writer, job.source, job.target, job.key)
     at = position.find(
-        spark,
-        writer,
-        source=job.source,
-        source_id=source_id,
-        target=job.target,
-        checkpoint=job.checkpoint,
+        spark, writer, source=job.source, target=job.target, checkpoint=job.checkpoint
     )
-    version = names.version(spark, job.source)
     if at.starting_version is not None and at.starting_version > version:
         recorder.versions = source.VersionsRead(version, version)
         return  # nothing came after the snapshot, and Spark refuses to wait for it
     stream = source.read_stream(
         spark,
-        job.source,
+        table,
         feed=is_feed,
         starting_version=at.starting_version,
         max_bytes=config.max_bytes,
@@ -111,8 +105,8 @@ def _score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     def register() -> None:
         found = target.Writer(
-            source=job.source,
-            id=source_id,
+            source=table,
+            id=job.source.id,
             key=job.key,
             query=position.query_id(spark, at.folder),
             version=None if at.starting_version is None else at.starting_version - 1,
@@ -127,7 +121,7 @@ def _score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         def expected() -> int | None:
             if is_feed and (number > 0 or at.starting_version is not None):
                 return None
-            return source.rows_expected(spark, job.source, at.folder, number, at.starting_version)
+            return source.rows_expected(spark, table, at.folder, number, at.starting_version)
 
         try:
             new = (
@@ -202,11 +196,10 @@ def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None
     from pyspark.sql import functions as F
 
     is_overwrite = job.config.write == "overwrite"
-    version = names.version(spark, job.source)
+    table, version = job.source.table, job.source.version
     recorder.versions = source.VersionsRead(version, version)
-    source_id = names.describe(spark, job.source).id
     writers = target.writers(spark, job.target)
-    before = position.recorded(writers, job.source, source_id)
+    before = position.recorded(writers, job.source)
     if before is not None:
         position.check_writer(before, job.source, job.target, job.key)
     others = [each.source for each in writers if each != before]
@@ -220,10 +213,10 @@ def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None
             "%s: holds rows of %s too; rows deleted from %s stay in it",
             job.target,
             ", ".join(others),
-            job.source,
+            table,
         )
-    rows = load(spark, job.source, version=version)
-    source.check_keys(rows, job.source, job.key)
+    rows = load(spark, table, version=version)
+    source.check_keys(rows, table, job.key)
     prepared = _prepared(rows.withColumn(CHANGE, F.lit(source.INSERT)), job)
     there = load(spark, job.target)
     if is_overwrite:
@@ -242,7 +235,7 @@ def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None
         )
 
     def register(ended: int | None = None) -> None:
-        writer = target.Writer(source=job.source, id=source_id, key=job.key, version=ended)
+        writer = target.Writer(source=table, id=job.source.id, key=job.key, version=ended)
         target.register(spark, job.target, writer)
 
     if before is None:
@@ -250,7 +243,7 @@ def _score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None
     score_steps(
         spark, job, recorder, todo, max_bytes=2**63 if is_overwrite else job.config.source.max_bytes
     )
-    done = target.Writer(source=job.source, id=source_id, key=job.key, version=version)
+    done = target.Writer(source=table, id=job.source.id, key=job.key, version=version)
     if done != before:
         register(version)
 
@@ -290,7 +283,7 @@ def explained(job: Job) -> Iterator[None]:
         said = str(error)
         if isinstance(error, LakescoreError):
             raise stage.lost(said, job.checkpoint) or error from error.__cause__
-        known = stage.lost(said, job.checkpoint) or source.read_error(said, job.source)
+        known = stage.lost(said, job.checkpoint) or source.read_error(said, job.source.table)
         known = known or writing.write_error(job.checkpoint, error)
         if known is None:
             raise

@@ -41,6 +41,7 @@ class Job:
         config: the settings.
         source: the table that is read.
         target: the table that is written.
+        target_version: its version before the run.
         checkpoint: the folder of what the job remembers.
         plan: the models.
         carried: the columns of the source that the target has, the key first.
@@ -48,8 +49,9 @@ class Job:
     """
 
     config: JobConfig
-    source: str
+    source: source.Source
     target: str
+    target_version: int
     checkpoint: str
     plan: Plan
     carried: tuple[str, ...]
@@ -183,7 +185,7 @@ class MicroBatches:
     def _stage(self, rows: "DataFrame", folder: str, text: str) -> None:
         from pyspark.sql import functions as F
 
-        job, spark = self.job, rows.sparkSession
+        job = self.job
         is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
         carried = [name for name in rows.columns if name in {*job.carried, HASH, CHANGE}]
         given = spread(rows, job.config.source.partitions)
@@ -193,7 +195,7 @@ class MicroBatches:
         ).withColumns({"run_id": F.lit(self._run.id), "scored_at": F.lit(self._now)})
         manifest = stage.Manifest(
             digest=job.digest,
-            target_version=names.version(spark, job.target),
+            target_version=job.target_version,
         )
         stage.write(scored, folder, manifest)
 
@@ -274,18 +276,20 @@ class MicroBatches:
 
         job = self.job
         rows = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}
-        source.refuse_null_keys(job.source, job.key, sum(int(row["null keys"]) for row in groups))
-        source.refuse_double_keys(job.source, job.key, rows.get(DOUBLE, 0))
+        source.refuse_null_keys(
+            job.source.table, job.key, sum(int(row["null keys"]) for row in groups)
+        )
+        source.refuse_double_keys(job.source.table, job.key, rows.get(DOUBLE, 0))
         new = rows.get(INSERT, 0)
         if not new or job.config.source.changes == "snapshot":  # which has compared all keys
             return
         inserted = staged.where(F.col(CHANGE) == INSERT)
         if job.config.source.changes == "append":
-            source.check_keys(inserted, job.source, job.key)
+            source.check_keys(inserted, job.source.table, job.key)
         if found := writing.present(inserted, job.target, job.key, ranges):
             raise TableError(
-                f"{job.source}: {found:,} of {new:,} new rows have a key ({', '.join(job.key)}) "
-                f"that {job.target} has already; {source.UNIQUE}"
+                f"{job.source.table}: {found:,} of {new:,} new rows have a key "
+                f"({', '.join(job.key)}) that {job.target} has already; {source.UNIQUE}"
             )
 
     def _check_budget(self, counts: Totals) -> None:

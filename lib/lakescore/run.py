@@ -118,7 +118,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
     rows = load(spark, at)
     if not makes_target:
         load(spark, to)
-    source.check_is_delta(spark, at, needs_feed=config.source.changes == "cdf")
+    found = source.find(spark, at, needs_feed=config.source.changes == "cdf")
     checkpoint = checkpoint_of(config)
     with alone(spark, f"{checkpoint}/lock", wait=False):
         tracking.configure(
@@ -142,8 +142,9 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         reached("target_ready")
         yield Job(
             config=config,
-            source=at,
+            source=found,
             target=to,
+            target_version=names.version(spark, to),
             checkpoint=checkpoint,
             plan=plan,
             carried=tuple(carried),
@@ -215,12 +216,11 @@ def recorded(
     given.
     `finish` is called once all rows are in, before the bill is written.
     """
-    source_version = names.version(spark, job.source)
-    params = _params(job, source_version)
+    params = _params(job)
     with tracking.start_run(
         name=f"{command} {job.target}", params=params, tags={"lakescore.command": command}
     ) as run:
-        run.log_source(job.source, source_version)
+        run.log_source(job.source.table, job.source.version)
         rows_done = spark.sparkContext.accumulator(0)
         batches = MicroBatches(
             job,
@@ -279,7 +279,7 @@ def _write_bill(
         error=None
         if error is None
         else (str(error) if isinstance(error, LakescoreError) else type(error).__name__),
-        source=job.source,
+        source=job.source.table,
         source_version_first=recorder.versions.first,
         source_version_last=recorder.versions.last,
         rows_in=totals.rows,
@@ -298,9 +298,9 @@ def _write_bill(
     bill.write(spark, job.target, made)
 
 
-def _params(job: Job, source_version: int) -> Mapping[str, object]:
+def _params(job: Job) -> Mapping[str, object]:
     """Return the run's parameters: the whole configuration, what the models were, the version."""
-    params: dict[str, object] = {"source.version": source_version}
+    params: dict[str, object] = {"source.version": job.source.version}
 
     def flatten(prefix: str, value: Any) -> None:
         if isinstance(value, dict):

@@ -12,7 +12,7 @@ from lakescore.locks import locked
 from lakescore.run import checkpoint_of
 from lakescore.tables.names import beside, identifier, is_path, place
 from lakescore.tables.position import check_writer, recorded
-from lakescore.tables.source import VersionsRead, read_error
+from lakescore.tables.source import Source, VersionsRead, read_error
 from lakescore.tables.target import Writer
 from lakescore.tables.writing import retried, write_error
 
@@ -175,8 +175,8 @@ def test_versions_read_are_those_of_all_micro_batches() -> None:
 def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
     first = Writer(source="out/a", id="1", key=("id",), query="q")
     second = Writer(source="main.b", id="2", key=("id",), version=7)
-    assert recorded([first, second], "out/moved", "1") == first
-    assert recorded([first, second], "`main`.b", "3") == second
-    assert recorded([first, second], "main.c", "3") is None
+    assert recorded([first, second], Source("out/moved", "1", 0)) == first
+    assert recorded([first, second], Source("`main`.b", "3", 0)) == second
+    assert recorded([first, second], Source("main.c", "3", 0)) is None
     with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, day\)"):
-        check_writer(first, "out/a", "t", ["id", "day"])
+        check_writer(first, Source("out/a", "1", 0), "t", ["id", "day"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import TableError
 from lakescore.tables.names import place
-from lakescore.tables.source import RECOVER
+from lakescore.tables.source import RECOVER, Source
 from lakescore.tables.target import Writer
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ class Position:
     starting_version: int | None
 
 
-def recorded(writers: Sequence[Writer], source: str, source_id: str) -> Writer | None:
+def recorded(writers: Sequence[Writer], source: Source) -> Writer | None:
     """Return what a target has recorded of a source: the same table, or one of its name."""
     for each in writers:
-        if each.id == source_id or place(each.source) == place(source):
+        if each.id == source.id or place(each.source) == place(source.table):
             return each
     return None
 
 
-def check_writer(writer: Writer, source: str, target: str, key: Sequence[str]) -> None:
+def check_writer(writer: Writer, source: Source, target: str, key: Sequence[str]) -> None:
     """Check that a target's rows are identified as the job would identify them.
 
     Raises:
@@ -38,8 +38,9 @@ def check_writer(writer: Writer, source: str, target: str, key: Sequence[str]) -
     """
     if writer.key != tuple(key):
         raise TableError(
-            f"{target}: rows of {source} were written by source.key ({', '.join(writer.key)}), "
-            f"which is now ({', '.join(key)}); take that key again, or another target.table"
+            f"{target}: rows of {source.table} were written by source.key "
+            f"({', '.join(writer.key)}), which is now ({', '.join(key)}); take that "
+            "key again, or another target.table"
         )
 
 
@@ -47,8 +48,7 @@ def find(
     spark: "SparkSession",
     writer: Writer | None,
     *,
-    source: str,
-    source_id: str,
+    source: Source,
     target: str,
     checkpoint: str,
 ) -> Position:
@@ -61,17 +61,17 @@ def find(
         folder = f"{checkpoint}/stream"
         if _has_commits(spark, folder):
             raise TableError(
-                f"{target}: has no rows of {source}, but {checkpoint} remembers what was read for "
-                "a target; if that is another one, name another target.checkpoint; if this one "
-                "was deleted, delete that folder too, to score the source from its beginning"
+                f"{target}: has no rows of {source.table}, but {checkpoint} remembers what was "
+                "read for a target; if that is another one, name another target.checkpoint; if "
+                "this one was deleted, delete that folder too, to score the source from its start"
             )
         return Position(folder, None)
-    if writer.id != source_id:
-        raise TableError(f"{source}: was made anew since {target} was written; {RECOVER}")
+    if writer.id != source.id:
+        raise TableError(f"{source.table}: was made anew since {target} was written; {RECOVER}")
     if writer.query is None:
         if writer.version is None:
             raise TableError(
-                f"{target}: a snapshot of {source} was begun and has not ended; {RECOVER}"
+                f"{target}: a snapshot of {source.table} was begun and has not ended; {RECOVER}"
             )
         return Position(f"{checkpoint}/stream-{writer.version + 1}", writer.version + 1)
     position = Position(f"{checkpoint}/stream", None)
@@ -80,7 +80,7 @@ def find(
     if query_id(spark, position.folder) != writer.query:
         raise TableError(
             f"{checkpoint}: is not the checkpoint that {target} was written with, which says what "
-            f"of {source} was read; restore that one, or {RECOVER}"
+            f"of {source.table} was read; restore that one, or {RECOVER}"
         )
     return position
 

@@ -75,18 +75,28 @@ def without_feed_columns(columns: Sequence[str]) -> list[str]:
     return [name for name in columns if name not in _FEED_COLUMNS]
 
 
-def check_is_delta(spark: "SparkSession", source: str, *, needs_feed: bool) -> None:
-    """Check that a source is a Delta table, with a change data feed where that is read.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The table that is read: its name or path, its id (new when it is made anew), its version."""
+
+    table: str
+    id: str
+    version: int
+
+
+def find(spark: "SparkSession", table: str, *, needs_feed: bool) -> Source:
+    """Return a source as it is now.
 
     Raises:
-        TableError: it is not, or has none.
+        TableError: it is not a Delta table, or has no change data feed where that is needed.
     """
-    if needs_feed and describe(spark, source).properties.get(_FEED, "false") != "true":
+    details = describe(spark, table)
+    if needs_feed and details.properties.get(_FEED, "false") != "true":
         raise TableError(
-            f"{source}: has no change data feed, which source.changes: cdf reads; ALTER TABLE "
-            f"{identifier(source)} SET TBLPROPERTIES ({_FEED} = true), or choose snapshot"
+            f"{table}: has no change data feed, which source.changes: cdf reads; ALTER TABLE "
+            f"{identifier(table)} SET TBLPROPERTIES ({_FEED} = true), or choose snapshot"
         )
-    version(spark, source)
+    return Source(table, details.id, version(spark, table))
 
 
 def net_changes(feed: "DataFrame", key: Sequence[str]) -> "DataFrame":
