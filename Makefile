@@ -31,7 +31,7 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 	$(run) -m lakescore.cli score conf/demo.yml $(ARGS)
 
 test: java ## all tests, and with them ruff and mypy, by two processes
-	@$(with_java) $(run) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(with_java) $(run) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: java ## workers, executors and drivers killed by the dozen; over an hour
 	@$(with_java) $(run) -m tests.faults $(ARGS)
