@@ -31,9 +31,9 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 	$(run) -m lakescore.cli score conf/demo.yml $(ARGS)
 
 test: java ## all tests, and with them ruff and mypy, by two processes
-	@$(with_java) $(run) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(with_java) $(run) -m pytest -n 2 --dist loadfile $(ARGS)
 
-faults: java ## workers, executors and drivers killed by the dozen; over an hour
+faults: java ## workers, executors and drivers killed by the dozen; takes long
 	@$(with_java) $(run) -m tests.faults $(ARGS)
 
 lint: venv ## ruff and mypy alone

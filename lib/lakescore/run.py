@@ -84,8 +84,7 @@ def checkpoint_of(config: JobConfig) -> str:
     """Return where a job remembers what it read: for a path beside the target, if not given."""
     _, to = job_tables(config)
     given = config.target.checkpoint or names.beside(to, "_checkpoint")
-    # Spark's own file system may have another working folder than this process.
-    folder = given if ":/" in given else os.path.abspath(given)
+    folder = names.absolute(given)
     inside = os.path.relpath(folder, names.place(to)) if names.is_path(to) else ".."
     if not inside.startswith(("..", "_")):
         raise ConfigError(

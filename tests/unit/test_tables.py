@@ -24,12 +24,18 @@ from lakescore.tables.writing import retried, write_error
         ("main.reviews.scored", "`main`.`reviews`.`scored`"),
         ("main.`a.b`.`it``s`", "`main`.`a.b`.`it``s`"),
         ("main.x; DROP TABLE y", "`main`.`x; DROP TABLE y`"),
-        ("a/b`c", "delta.`a/b``c`"),
+        ("/a/b`c", "delta.`/a/b``c`"),
+        ("s3://a/b/", "delta.`s3://a/b`"),
+        ("dbfs:/a/b", "delta.`dbfs:/a/b`"),
         ("main.`a/b`", "`main`.`a/b`"),
     ],
 )
 def test_every_part_of_a_name_is_quoted(table: str, sql: str) -> None:
     assert identifier(table) == sql
+
+
+def test_sql_is_given_a_path_that_is_absolute() -> None:
+    assert identifier("a/b") == f"delta.`{os.path.abspath('a/b')}`"
 
 
 @pytest.mark.parametrize("table", ["", "a..b", "a.b.c.d", "a.`b", ".a", "`a`b"])

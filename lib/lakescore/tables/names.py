@@ -44,7 +44,7 @@ def identifier(table: str) -> str:
         TableError: it is not of the form a, a.b or a.b.c.
     """
     if is_path(table):
-        return f"delta.{quoted(table)}"
+        return f"delta.{quoted(absolute(table))}"
     return ".".join(map(quoted, _parts(table)))
 
 
@@ -60,7 +60,12 @@ def place(table: str) -> str:
     """Return what tells a table from every other: its name's parts, or its absolute path."""
     if not is_path(table):
         return identifier(table)
-    return table.rstrip("/") if "://" in table else os.path.abspath(table)
+    return absolute(table)
+
+
+def absolute(path: str) -> str:
+    """Return a path that holds in any working folder: SQL takes no other, and a JVM has its own."""
+    return path.rstrip("/") if ":/" in path else os.path.abspath(path)
 
 
 def _parts(name: str) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lakescore.errors import LakescoreError, ModelError, SetupError
@@ -35,21 +35,13 @@ def configure(
             mlflow.set_tracking_uri(tracking_uri)
         if registry_uri is not None:
             mlflow.set_registry_uri(registry_uri)
-        with _alone(tracking_uri):
-            mlflow.search_experiments(max_results=1)
+        _, is_file, path = (tracking_uri or "").partition("sqlite:///")
+        with ExitStack() as lock:
+            if is_file:  # two processes that make one at once disturb each other
+                lock.enter_context(locked(os.path.abspath(path), wait=True, is_file=True))
+                mlflow.search_experiments(max_results=1)
             if experiment is not None:
                 mlflow.set_experiment(experiment)
-
-
-@contextmanager
-def _alone(tracking_uri: str | None) -> Iterator[None]:
-    """Let one process at a time make a store in a file; two at once disturb each other."""
-    _, is_file, path = (tracking_uri or "").partition("sqlite:///")
-    if not is_file:
-        yield
-        return
-    with locked(os.path.abspath(path), wait=True, is_file=True):
-        yield
 
 
 def describe_store() -> str:
