@@ -20,7 +20,6 @@ sys.path.insert(0, STUB)
 
 import sitecustomize  # noqa: E402, F401  # puts the stub in place of the models
 
-from lakescore import tracking  # noqa: E402
 from lakescore.session import local_session  # noqa: E402
 from tests.faults import canary, cases  # noqa: E402
 from tests.faults.lab import Lab  # noqa: E402
@@ -62,8 +61,6 @@ def main() -> None:
         with local_session(
             "faults", master="local[2,4]", settings=settings, log_file=folder / "lab.spark.log"
         ) as spark:
-            # Several drivers that make MLflow's store at once disturb each other.
-            tracking.configure(f"sqlite:///{folder}/mlflow.db", "faults")
             with closing(Lab(spark, folder, models, random.Random(arguments.seed))) as lab:
                 for kind, (case, full, quick) in KINDS.items():
                     if kind in arguments.only:
