@@ -23,7 +23,6 @@ STEPS = {
     "bill_written": 1,
 }
 SNAPSHOT_STEPS = ("todo_written", "batch_committed", "todo_removed", "stage_removed")
-WAIT_SECONDS = 60
 # How long a row takes where something is to happen meanwhile.
 STUB_MS = "15"
 # What texts do to a real model, by a word in them or by their length.
@@ -66,7 +65,7 @@ def worker_kills(lab: Lab, trials: int) -> Iterator[bool]:
         driver = lab.driver(LAKESCORE_STUB_MS=STUB_MS)
         settings = lab.settings(source, f"workers_{trial}")
         driver.start(settings)
-        victims = _wait_for(driver.workers)
+        victims = driver.wait_for_workers()
         time.sleep(lab.rng.uniform(0, 2))
         _kill(lab.rng.choice(driver.workers() or victims))
         yield _went_well(driver.answer()) and lab.recovers(settings)
@@ -80,7 +79,7 @@ def executor_kills(lab: Lab, trials: int) -> Iterator[bool]:
         driver = lab.driver(master="local-cluster[2,1,1024]", LAKESCORE_STUB_MS=STUB_MS)
         settings = lab.settings(source, f"executors_{trial}")
         driver.start(settings)
-        _wait_for(driver.workers)
+        driver.wait_for_workers()
         time.sleep(lab.rng.uniform(0, 2))
         _kill(lab.rng.choice(driver.descendants("CoarseGrainedExecutorBackend")))
         yield _went_well(driver.answer()) and lab.recovers(settings)
@@ -222,16 +221,6 @@ def _went_well(answer: Any) -> bool:
     if "error" in answer:
         print(f"a run was to go on: {answer}", file=sys.stderr)
     return "error" not in answer
-
-
-def _wait_for(look: Any) -> Any:
-    """Look until something is there."""
-    until = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < until:
-        if found := look():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"nothing was there in {WAIT_SECONDS} s")
 
 
 def _kill(process: int) -> None:

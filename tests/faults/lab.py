@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub")
 ROWS_PER_FILE = 30
+# The first job of a cold machine makes MLflow's store before it scores, which is some minutes where
+# the disk is slow.
+WAIT_SECONDS = 300
 
 
 @dataclass
@@ -210,6 +215,16 @@ class Driver:
         daemons = set(self.descendants("pyspark.daemon"))
         parent = {each: _parent(each) for each in daemons}
         return [each for each in daemons if parent[each] in daemons]
+
+    def wait_for_workers(self) -> list[int]:
+        """Return its Python workers as soon as there are some."""
+        until = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < until:
+            if found := self.workers():
+                return found
+            if select.select([self.process.stdout], [], [], 0.05)[0]:
+                raise AssertionError(f"the job ended before it had workers: {self.answer()}")
+        raise AssertionError(f"no Python worker was there in {WAIT_SECONDS} s")
 
 
 def _parent(process: int) -> int:
