@@ -16,8 +16,10 @@ _STEP = os.environ.get("LAKESCORE_FAILPOINT", "")
 _POISON = os.environ.get("LAKESCORE_POISON", "")
 _REFUSED = os.environ.get("LAKESCORE_TOKENIZER_ERROR", "")
 _TOO_WIDE = int(os.environ.get("LAKESCORE_OUT_OF_MEMORY_FROM", "0"))
-# Two runs of a job can be at it at once, as where their checkpoint is on an object store.
+# As on an object store: two runs of a job can be at it at once; and, where a test sees to it that
+# commits are atomic, they do not wait for each other.
 UNLOCKED = False
+UNLOCKED_COMMITS = False
 _TIMES: Counter[str] = Counter()
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from tests.faults.cases import POISON, REFUSED, TEXT_FAULTS
 from tests.faults.lab import Lab
@@ -38,11 +37,7 @@ def hits(lab: Lab) -> int:
     )
     driver = lab.driver(stub=False, **TEXT_FAULTS)
 
-    def answer(settings: dict[str, Any]) -> Any:
-        driver.start(settings)
-        return driver.answer()
-
-    answers = [answer(settings)]
+    answers = [driver.run(settings)]
     wanted = {
         "invalid_unicode", "too_long", "out_of_memory", "non_finite", "tokenizer_error",
         "worker_lost",
@@ -53,12 +48,12 @@ def hits(lab: Lab) -> int:
         return len(missing)
     # Errors that end a run: the budget, double keys, a drifted schema, a target to be made.
     other = lab.settings(source, "canary_budget", encoding=settings["encoding"])
-    answers.append(answer(other | {"limits": {"max_error_fraction": 0.01}}))
+    answers.append(driver.run(other | {"limits": {"max_error_fraction": 0.01}}))
     spark.sql(f"INSERT INTO delta.`{source}` SELECT * FROM delta.`{source}` WHERE id < 5")
-    answers.append(answer(settings))
-    answers.append(answer(settings | {"source": other["source"]}))
+    answers.append(driver.run(settings))
+    answers.append(driver.run(settings | {"source": other["source"]}))
     spark.sql(f"ALTER TABLE delta.`{source}` ADD COLUMNS (late string)")
-    answers.append(answer(settings))
+    answers.append(driver.run(settings))
     said = lab.folder / "canary.answers"
     said.write_text(str(answers))
     if any("error" not in answer for answer in answers[1:]):

@@ -53,7 +53,7 @@ def driver_kills(lab: Lab, trials: int) -> Iterator[bool]:
         settings = lab.settings(sources[changes], f"killed_{trial}", source={"changes": changes})
         driver = lab.driver(LAKESCORE_FAILPOINT=f"{step}:{nth}")
         driver.start(settings)
-        held = driver.killed()
+        held = driver.was_killed()
         yield held and lab.recovers(settings)
         lab.forget(settings)
 
@@ -148,8 +148,7 @@ def poison_rows(lab: Lab, trials: int) -> Iterator[bool]:
         ).write.format("delta").mode("append").save(source)
         settings = lab.settings(source, f"poisoned_{trial}")
         driver = lab.driver(stub=False, **TEXT_FAULTS)
-        driver.start(settings)
-        answer = driver.answer()
+        answer = driver.run(settings)
         target = lab.spark.read.format("delta").load(settings["target"]["table"])
         lost = target.where("error.code = 'worker_lost'").select("id").collect()
         failed = target.where("error.code NOT IN ('null_text', 'blank_text')").count()

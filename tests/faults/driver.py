@@ -1,4 +1,4 @@
-"""A driver process of its own: runs the jobs that it is told on stdin, one line of JSON each.
+"""A driver process of its own: runs the commands that it is told on stdin, one line of JSON each.
 
 It answers each with a line of JSON: the run's summary, or the kind and the message of its error.
 """
@@ -9,10 +9,14 @@ import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from lakescore import JobConfig, LakescoreError, failpoints, score_table
+from lakescore import JobConfig, LakescoreError, failpoints, rescore_table, retry_table, score_table
+from lakescore.purge import purge_target
 from lakescore.session import local_session
 from tests.jobs import BRIEF_JVM
+
+RUNS = {"score": score_table, "retry": retry_table, "rescore": rescore_table}
 
 
 def main(master: str, log_file: str) -> None:
@@ -23,19 +27,22 @@ def main(master: str, log_file: str) -> None:
     ) as spark:
         print(json.dumps("ready"), flush=True)
         for line in sys.stdin:
-            message = json.loads(line)
-            config = JobConfig.parse(message["settings"])
-            failpoints.UNLOCKED = message["unlocked"]
-            try:
-                summary = score_table(
-                    spark, config, now=datetime.now(UTC), progress=lambda done, total: None
-                )
-                answer = asdict(summary)
-            except Exception as error:  # also what is not lakescore's own: the case is to see it
-                if not isinstance(error, LakescoreError):
-                    traceback.print_exc()
-                answer = {"error": type(error).__name__, "message": str(error)}
-            print(json.dumps(answer), flush=True)
+            print(json.dumps(_answer(spark, **json.loads(line))), flush=True)
+
+
+def _answer(spark: Any, *, command: str, settings: dict[str, Any], unlocked: bool) -> Any:
+    failpoints.UNLOCKED = unlocked
+    try:
+        config = JobConfig.parse(settings)
+        if command == "purge":
+            return asdict(purge_target(spark, config, retain_hours=0))
+        run = RUNS[command]
+        now = datetime.now(UTC)
+        return asdict(run(spark, config, now=now, progress=lambda done, total: None))
+    except Exception as error:  # also what is not lakescore's own: the case is to see it
+        if not isinstance(error, LakescoreError):
+            traceback.print_exc()
+        return {"error": type(error).__name__, "message": str(error)}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub")
 ROWS_PER_FILE = 30
 WAIT_SECONDS = 120
+ANSWER_SECONDS = 600
 
 
 @dataclass
@@ -166,22 +167,36 @@ class Driver:
         """Tell whether it can run another job."""
         return self.process.poll() is None
 
-    def start(self, settings: dict[str, Any], *, unlocked: bool = False) -> None:
-        """Let it begin a job; `unlocked`, as if its folders were on an object store."""
+    def start(
+        self, settings: dict[str, Any], *, command: str = "score", unlocked: bool = False
+    ) -> None:
+        """Let it begin a run; `unlocked`, as if its folders were on an object store."""
         assert self.process.stdin is not None
-        message = {"settings": settings, "unlocked": unlocked}
+        message = {"command": command, "settings": settings, "unlocked": unlocked}
         self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> Any:
-        """Wait for its answer."""
+        """Wait for its answer, for some minutes."""
         assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], ANSWER_SECONDS)[0]:
+            self.kill()
+            return {"error": "late", "message": f"no answer in {ANSWER_SECONDS} s"}
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": "died"}
+        return json.loads(line) if line else {"error": "died", "message": "it was killed"}
 
-    def killed(self) -> bool:
-        """Wait until it has died, and tell whether SIGKILL was the reason."""
-        return self.process.wait() == -signal.SIGKILL
+    def run(self, settings: dict[str, Any], *, command: str = "score") -> Any:
+        """Let it do a run, and wait for its answer."""
+        self.start(settings, command=command)
+        return self.answer()
+
+    def was_killed(self) -> bool:
+        """Wait until it has died, for some minutes, and tell whether SIGKILL was the reason."""
+        try:
+            return self.process.wait(ANSWER_SECONDS) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
 
     def kill(self) -> None:
         """Kill it with its JVM, and wait until both are gone."""
