@@ -123,7 +123,7 @@ def rescore(config: Path, stale: bool, overrides: tuple[str, ...]) -> None:
     if not stale:
         raise click.UsageError(
             "which rows? --stale takes those of another model version; to score the whole source "
-            "again, use score with --set source.changes=snapshot --set target.write=overwrite"
+            "again by the same one, use score with another target.table"
         )
     _run_job(rescore_table, config, overrides)
 

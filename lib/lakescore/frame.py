@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-# Columns that scoring and the job add, besides `Plan.result_columns`.
-ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at", HASH, CHANGE))
+# Columns that scoring and the job add, besides `Plan.result_columns`, and those of their own.
+ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at", HASH, CHANGE, "_text", "_step"))
 
 
 def score(df: "DataFrame", config: JobConfig) -> "DataFrame":

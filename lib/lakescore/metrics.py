@@ -11,7 +11,7 @@ from lakescore.text import ErrorCode
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
-ROWS, TOKENS = "rows", "tokens"
+ROWS, SCORED, TOKENS = "rows", "rows_scored", "tokens"
 _SCORE_SUMS = ("entities_score_sum", "sentiment_score_sum")  # recorded as means
 
 
@@ -24,7 +24,11 @@ def observations(tasks: list[Task]) -> "list[Column]":
     from pyspark.sql import functions as F
 
     error = F.col("error.code")
-    sums = {ROWS: F.count(F.lit(1)), TOKENS: F.sum("n_tokens")}
+    sums = {
+        ROWS: F.count(F.lit(1)),
+        SCORED: F.count_if(F.col("error").isNull()),
+        TOKENS: F.sum("n_tokens"),
+    }
     sums |= {f"errors/{code}": F.count_if(error == F.lit(code)) for code in ErrorCode}
     for task in tasks:
         if isinstance(task, Entities):
@@ -85,8 +89,8 @@ class Totals:
 
     @property
     def scored(self) -> int:
-        """Rows that have scores."""
-        return self.rows - sum(self.failed.values())
+        """Rows that were written without an error."""
+        return int(self.sums.get(SCORED, 0))
 
     @property
     def tokens(self) -> int:
@@ -105,7 +109,7 @@ class Totals:
         found = {name: value for name, value in self.sums.items() if name not in _SCORE_SUMS}
         entities = self._group("entities/")
         labels = self._group("sentiment/")
-        found["rows_scored"] = float(scored)
+        found[SCORED] = float(scored)
         found["rows_refreshed"], found["rows_deleted"] = float(self.refreshed), float(self.deleted)
         found["seconds"] = seconds
         found["rows_per_second"] = self.rows / max(seconds, 1e-9)

@@ -17,9 +17,9 @@ from lakescore.failpoints import reached
 from lakescore.frame import score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
-from lakescore.tables import names, source, stage, writing
+from lakescore.tables import commits, names, source, stage, writing
+from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH
 from lakescore.tables.names import quoted
-from lakescore.tables.source import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -42,6 +42,7 @@ class Job:
         source: the table that is read.
         target: the table that is written.
         target_version: its version before the run.
+        dropped: its columns of tasks that the job has not.
         checkpoint: the folder of what the job remembers.
         plan: the models.
         carried: the columns of the source that the target has, the key first.
@@ -52,6 +53,7 @@ class Job:
     source: source.Source
     target: str
     target_version: int
+    dropped: tuple[str, ...]
     checkpoint: str
     plan: Plan
     carried: tuple[str, ...]
@@ -75,6 +77,7 @@ class Job:
             self.config.tasks.model_dump(),
             self.config.encoding.model_dump(),
             [each.jsonValue() for each in self.schema],
+            [self.key, self.config.source.text, self.config.source.changes],
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
@@ -93,20 +96,25 @@ class MicroBatches:
         *,
         now: datetime,
         how: Write,
+        budget: float | None,
         stages: str,
         rows_done: Any,
     ) -> None:
         """Work for `run`; what is scored and not committed yet is in the folder `stages`.
 
-        `before_first_write` is called once, when all that could refuse rows has been passed.
+        `budget` is the share of rows that may fail. `before_first_write` is called once, when all
+        that could refuse rows has been passed, and `guard` before each attempt to commit: it
+        raises where this run is not to write any more.
         """
         self.job = job
         self.totals = Totals()
         self.before_first_write: Callable[[], None] | None = None
+        self.guard: Callable[[], None] = lambda: None
         self.rows_expected: int | None = None
         self._run = run
         self._now = now
         self._how = how
+        self._budget = budget
         self._stages = stages
         self._rows_done = rows_done
         self._pending: Totals | None = None
@@ -143,7 +151,7 @@ class MicroBatches:
         """
         self.settle()
         reached("batch_begun")
-        spark, transaction = rows.sparkSession, writing.Commit(app=app, number=number)
+        spark, transaction = rows.sparkSession, commits.Commit(app=app, number=number)
         names.remove(spark, f"{self._stages}/{app}-{number - 1}")
         folder = f"{self._stages}/{app}-{number}"
         staged = stage.find(spark, folder)
@@ -156,7 +164,7 @@ class MicroBatches:
         reached("batch_staged")
         if self.rows_expected is None:
             self.rows_expected = expected()
-        self._write(spark, transaction, folder)
+        self._write(names.load(spark, folder), transaction)
 
     def settle(self) -> None:
         """Count the last micro-batch: Spark has written down that it is done."""
@@ -173,9 +181,9 @@ class MicroBatches:
         reached("stage_removed")
 
     def _was_committed(
-        self, spark: "SparkSession", transaction: writing.Commit, staged: stage.Manifest
+        self, spark: "SparkSession", transaction: commits.Commit, staged: stage.Manifest
     ) -> bool:
-        found = writing.find_commit(
+        found = commits.find_commit(
             spark, self.job.target, transaction, since=staged.target_version
         )
         if found is not None:
@@ -199,52 +207,42 @@ class MicroBatches:
         )
         stage.write(scored, folder, manifest)
 
-    def _write(self, spark: "SparkSession", transaction: writing.Commit, folder: str) -> None:
+    def _write(self, staged: "DataFrame", transaction: commits.Commit) -> None:
         """Count and check what is staged, and write it."""
-        job, is_refused = self.job, False
+        job = self.job
+        ranged = writing.ranged(job.schema, job.key, job.config.source.text)
+        groups = self._count(staged, ranged)
+        counts = Totals(
+            _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
+            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
+            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE),
+        )
+        if counts.rows != counts.scored + sum(counts.failed.values()):
+            raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
         try:
-            staged = names.load(spark, folder)
-            ranged = writing.ranged(job.schema, job.key, job.config.source.text)
-            groups = self._count(staged, ranged)
-            counts = Totals(
-                _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
-                sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
-                sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE),
-            )
-            ends = {name: _ends(groups, name) for name in ranged}
-            ranges = {name: pair for name, pair in ends.items() if None not in pair}
-            try:
-                self._check_keys(staged, groups, ranges)
-                self._check_budget(counts)
-            except (BudgetError, TableError):
-                is_refused = True
-                raise
-            reached("batch_checked")
-            if self.before_first_write is not None:
-                self.before_first_write()
-                self.before_first_write = None
-            note = {"run_id": self._run.id, **vars(counts)}
-            writing.write(
-                staged,
-                job.target,
-                self._how,
-                writing.Commit(app=transaction.app, number=transaction.number, note=note),
-                key=job.key,
-                ranges=ranges,
-                results=job.results,
-            )
-        except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
-            manifest = stage.find(spark, folder)
-            if manifest is None or (
-                is_refused  # as its keys are there already, say
-                and writing.find_commit(
-                    spark, job.target, transaction, since=manifest.target_version
-                )
-            ):
-                raise stage.taken(job.checkpoint) from error
-            if is_refused:
-                names.remove(spark, folder)  # a later run shall score it anew
+            self._check_keys(staged, groups)
+            self._check_budget(counts)
+        except (BudgetError, TableError):  # a later run shall score it anew
+            names.remove(staged.sparkSession, self._stages)
             raise
+        reached("batch_checked")
+        if self.before_first_write is not None:
+            self.before_first_write()
+            self.before_first_write = None
+        note = {"run_id": self._run.id, **vars(counts)}
+        ends = {name: _ends(groups, name) for name in ranged}
+        writing.write(
+            staged,
+            job.target,
+            self._how,
+            commits.Commit(app=transaction.app, number=transaction.number, note=note),
+            source=job.source.table,
+            key=job.key,
+            ranges={name: pair for name, pair in ends.items() if None not in pair},
+            results=job.results,
+            dropped=job.dropped,
+            guard=self.guard,
+        )
         self._pending = counts
         reached("batch_committed")
 
@@ -264,33 +262,20 @@ class MicroBatches:
         null = F.count_if(is_null).alias("null keys")
         return staged.groupBy(CHANGE).agg(*sums, null, *ends).collect()
 
-    def _check_keys(
-        self, staged: "DataFrame", groups: list["Row"], ranges: dict[str, tuple[Any, Any]]
-    ) -> None:
-        """Check that every key is there, once, and new where the row is.
+    def _check_keys(self, staged: "DataFrame", groups: list["Row"]) -> None:
+        """Check that every key is there, and once.
 
         Raises:
             TableError: it is not.
         """
-        from pyspark.sql import functions as F
-
         job = self.job
         rows = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}
         source.refuse_null_keys(
             job.source.table, job.key, sum(int(row["null keys"]) for row in groups)
         )
         source.refuse_double_keys(job.source.table, job.key, rows.get(DOUBLE, 0))
-        new = rows.get(INSERT, 0)
-        if not new or job.config.source.changes == "snapshot":  # which has compared all keys
-            return
-        inserted = staged.where(F.col(CHANGE) == INSERT)
-        if job.config.source.changes == "append":
-            source.check_keys(inserted, job.source.table, job.key)
-        if found := writing.present(inserted, job.target, job.key, ranges):
-            raise TableError(
-                f"{job.source.table}: {found:,} of {new:,} new rows have a key "
-                f"({', '.join(job.key)}) that {job.target} has already; {source.UNIQUE}"
-            )
+        if job.config.source.changes == "append" and rows.get(INSERT, 0):
+            source.check_keys(staged, job.source.table, job.key)
 
     def _check_budget(self, counts: Totals) -> None:
         """Check that no more rows failed than may.
@@ -298,7 +283,7 @@ class MicroBatches:
         Raises:
             BudgetError: more did.
         """
-        budget = self.job.config.limits.max_error_fraction
+        budget = self._budget
         so_far = Totals(dict(self.totals.sums))
         so_far.add(counts)
         failed = sum(so_far.failed.values())
@@ -308,9 +293,10 @@ class MicroBatches:
         by_code = ", ".join(f"{code} {count:,}" for code, count in so_far.failed.items())
         raise BudgetError(
             f"{self.job.target}: {failed:,} of {rows:,} rows failed ({by_code}), over "
-            f"limits.max_error_fraction {budget:g}; the micro-batch at hand was not written. Look "
-            "at its rows, then mend the model, the settings or the limit and run again; rows that "
-            f"were mended in the source want more: {source.RECOVER}"
+            f"limits.max_error_fraction {budget:g}; the micro-batch at hand was not written. Mend "
+            "the model, the settings or the limit and run again (with a higher limit its rows come "
+            "into the target, each with its error); rows that were mended in the source want more: "
+            f"{source.RECOVER}"
         )
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
-from lakescore.job import STREAM_STAGES, TODO_STAGES
-from lakescore.run import checkpoint_of, job_tables
+from lakescore.run import STREAM_STAGES, checkpoint_of, job_tables
 from lakescore.tables import delta_table, identifier, is_folder, load, remove
+from lakescore.tables.commits import committed
 from lakescore.tables.lock import alone
-from lakescore.tables.writing import committed
+from lakescore.todo import TODO
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -49,8 +49,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
             "end; run `lakescore score` to its end, then purge again"
         )
     with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
-        for folder in (TODO_STAGES, "todo"):  # a run before that did not end begins these anew
-            remove(spark, f"{checkpoint}/{folder}")
+        remove(spark, f"{checkpoint}/{TODO}")  # a run before that did not end begins it anew
         before = _files(spark, target)
         reorganise = f"REORG TABLE {identifier(target)} APPLY (PURGE)"
         committed(spark, target, lambda: _execute(spark, reorganise))

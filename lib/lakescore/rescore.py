@@ -4,11 +4,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
-from lakescore.job import TODO_STAGES, explained, score_steps
+from lakescore.job import explained
 from lakescore.progress import Progress
 from lakescore.run import RunSummary, opened, recorded, summary_of
-from lakescore.tables import CHANGE, HASH, load, quoted, source
+from lakescore.tables import CHANGE, HASH, changes, load, quoted
 from lakescore.text import ErrorCode
+from lakescore.todo import score_steps
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -42,16 +43,14 @@ def _again(
 
     with (
         opened(spark, config, makes_target=False) as job,
-        recorded(
-            spark, job, command, now=now, progress=progress, stages=TODO_STAGES, how="merge"
-        ) as recorder,
+        recorded(spark, job, command, now=now, progress=progress, how="merge") as recorder,
         explained(job),
     ):
-        is_wanted: Column = ~source.is_scored_by(job.plan.versions)
+        is_wanted: Column = ~changes.is_scored_by(job.plan.versions)
         if command == "retry":
             is_wanted = F.col("error.code").isin(*map(str, PASSING))
         rows = load(spark, job.target).where(is_wanted)
-        todo = _with_text(spark, rows, config).withColumn(CHANGE, F.lit(source.RESCORE))
+        todo = _with_text(spark, rows, config).withColumn(CHANGE, F.lit(changes.RESCORE))
         score_steps(spark, job, recorder, todo, max_bytes=config.source.max_bytes)
     return summary_of(job, recorder)
 

@@ -17,14 +17,18 @@ from lakescore.frame import carried_columns, score_with
 from lakescore.microbatch import Job, MicroBatches
 from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
-from lakescore.tables import HASH, bill, load, names, source, target
+from lakescore.tables import HASH, bill, load, names, source, stream, target
 from lakescore.tables.lock import alone
+from lakescore.todo import todo_folder
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
+
+# In the checkpoint: what a stream has scored and not committed yet.
+STREAM_STAGES = "stage-stream"
 
 _COMMENTS = {
     "entities": "Named entities; text[start:end] is the word",
@@ -139,11 +143,17 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             constraints=_constraints(plan),
         )
         reached("target_ready")
+        there = load(spark, to).columns
         yield Job(
             config=config,
             source=found,
             target=to,
             target_version=names.version(spark, to),
+            dropped=tuple(
+                name
+                for name in type(config.tasks).model_fields
+                if name in there and name not in schema.names
+            ),
             checkpoint=checkpoint,
             plan=plan,
             carried=tuple(carried),
@@ -187,7 +197,7 @@ class Recorder:
     run: tracking.Run
     progress: Progress
     rows_done: Any
-    versions: source.VersionsRead = field(default_factory=source.VersionsRead)
+    versions: stream.VersionsRead = field(default_factory=stream.VersionsRead)
     report: str | None = None
 
     def show(self) -> None:
@@ -205,14 +215,15 @@ def recorded(
     *,
     now: datetime,
     progress: Progress,
-    stages: str,
+    stages: str | None = None,
     how: Write | None = None,
     finish: Callable[[Recorder], None] | None = None,
 ) -> Iterator[Recorder]:
     """Record what happens inside as a run: in MLflow as it happens, and then in a bill.
 
-    `stages` names the folder of what is scored and not committed yet; `how` is the job's, if not
-    given.
+    `stages` names the folder of what is scored and not committed yet, that of this run if it is
+    not given; `how` is the job's, if not given. A `retry`, whose rows have failed before, has no
+    budget of errors.
     `finish` is called once all rows are in, before the bill is written.
     """
     params = _params(job)
@@ -226,7 +237,8 @@ def recorded(
             run,
             now=now,
             how=how or job.config.write,
-            stages=f"{job.checkpoint}/{stages}",
+            budget=None if command == "retry" else job.config.limits.max_error_fraction,
+            stages=f"{job.checkpoint}/{stages or f'{todo_folder(run.id)}/stage'}",
             rows_done=rows_done,
         )
         recorder = Recorder(batches, run, progress, rows_done)

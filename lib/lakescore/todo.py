@@ -6,21 +6,32 @@ from typing import TYPE_CHECKING
 
 from lakescore.failpoints import reached
 from lakescore.tables import describe, load, quoted, remove, save_aside
+from lakescore.tables.changes import CHANGE, DELETE, REFRESH
+from lakescore.tables.commits import app_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from lakescore.microbatch import Job
+    from lakescore.run import Recorder
+
 _STEP = "_step"
+# In the checkpoint: a folder for each run, of what it has to score and has scored.
+TODO = "todo"
+
+
+def todo_folder(run_id: str) -> str:
+    """Return the folder of a run's rows and stages in the checkpoint."""
+    return f"{TODO}/{run_id}"
 
 
 class Todo:
     """Rows put aside in a folder, as they were at this moment, whatever becomes of their tables."""
 
     def __init__(self, rows: "DataFrame", folder: str) -> None:
-        """Put `rows` aside, in place of what a run before has left there."""
+        """Put `rows` aside."""
         self._spark: SparkSession = rows.sparkSession
         self._folder = folder
-        self.remove()
         save_aside(rows, f"{folder}/rows")
         reached("todo_written")
 
@@ -44,6 +55,29 @@ class Todo:
         for nth in range(count):
             yield load(self._spark, f"{self._folder}/steps").where(f"{_STEP} = {nth}").drop(_STEP)
 
-    def remove(self) -> None:
-        """Remove them."""
-        remove(self._spark, self._folder)
+
+def score_steps(
+    spark: "SparkSession", job: "Job", recorder: "Recorder", rows: "DataFrame", *, max_bytes: int
+) -> None:
+    """Score rows that are known beforehand, each step of them one commit."""
+    from pyspark.sql import functions as F
+
+    remove(spark, f"{job.checkpoint}/{TODO}")  # of a run that was killed
+    folder = f"{job.checkpoint}/{todo_folder(recorder.run.id)}"
+    todo = Todo(rows, folder)
+    is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
+    found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()
+    assert found is not None  # an aggregate without groups has one row
+    if found[0] or job.config.write == "overwrite":
+        for number, step in enumerate(todo.steps(key=job.key, max_bytes=max_bytes)):
+            recorder.batches.commit(
+                step,
+                app_of(recorder.run.id),
+                number,
+                text=job.config.source.text,
+                expected=lambda: int(found[1]),
+            )
+            recorder.show()
+    recorder.batches.settle()
+    remove(spark, folder)
+    reached("todo_removed")

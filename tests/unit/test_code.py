@@ -31,6 +31,7 @@ LAYERS = [
     {"distribute", "encoder", "isolation", "scorer", "snapshot", "tasks", "tracking"},
     {"frame", "metrics", "plan", "tables", "udf"},
     {
+        "comparison",
         "doctor",
         "evaluation",
         "finetune",
@@ -42,6 +43,7 @@ LAYERS = [
         "rescore",
         "run",
         "session",
+        "stream",
         "todo",
     },
     {"cli"},
@@ -52,6 +54,7 @@ HEAVY = {
     "mlflow": {"tracking"},
     "pyspark": {
         "cli",
+        "comparison",
         "distribute",
         "frame",
         "job",
@@ -62,6 +65,7 @@ HEAVY = {
         "rescore",
         "run",
         "session",
+        "stream",
         "tables",
         "todo",
         "udf",

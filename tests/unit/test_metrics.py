@@ -7,6 +7,7 @@ def test_micro_batches_add_up_to_the_runs_figures() -> None:
     totals = Totals()
     first = {
         "rows": 8.0,
+        "rows_scored": 6.0,
         "tokens": 100.0,
         "errors/null_text": 2.0,
         "errors/too_long": 0.0,

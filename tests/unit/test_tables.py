@@ -10,11 +10,12 @@ from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, TableError
 from lakescore.locks import locked
 from lakescore.run import checkpoint_of
+from lakescore.tables.commits import note_of, retried, write_error
 from lakescore.tables.names import beside, identifier, is_path, place
-from lakescore.tables.position import check_writer, recorded
-from lakescore.tables.source import Source, VersionsRead, read_error
-from lakescore.tables.target import Writer
-from lakescore.tables.writing import retried, write_error
+from lakescore.tables.position import check_writer
+from lakescore.tables.source import Source, read_error
+from lakescore.tables.stream import VersionsRead
+from lakescore.tables.target import Writer, others, recorded
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,7 @@ def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) 
         ("[DELTA_MISSING_CHANGE_DATA]", TableError, "change data feed was off for a while"),
         ("[DELTA_SCHEMA_CHANGED_WITH_VERSION]", TableError, "given another type since"),
         ("[DELTA_VERSION_NOT_FOUND]", TableError, "are gone, by VACUUM or by the clean-up"),
+        ("[DELTA_MISSING_FILES_UNEXPECTED_VERSION]", TableError, "are gone, by VACUUM or by the"),
         (
             "[DIFFERENT_DELTA_TABLE_READ_BY_STREAMING_SOURCE]",
             TableError,
@@ -158,10 +160,16 @@ def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) 
 def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
     said: str, kind: type[Exception], expected: str
 ) -> None:
-    error = read_error(said, "src")
+    error = read_error(said, "src", "/out/t")
     assert type(error) is kind
     assert expected in str(error) and "Maria" not in str(error)
-    assert read_error("something else", "src") is None
+    assert read_error("something else", "src", "/out/t") is None
+
+
+def test_a_file_of_the_target_that_is_gone_is_not_laid_at_the_sources_door() -> None:
+    said = "[FAILED_READ_FILE.FILE_NOT_EXIST] file:/out/t/part-0.parquet"
+    assert str(read_error(said, "src", "/out/t")).startswith("/out/t: files of it went while it")
+    assert str(read_error(said, "src", "/out/target")).startswith("src: files that the last run")
 
 
 def offset(version: int, index: int = -1) -> str:
@@ -181,8 +189,16 @@ def test_versions_read_are_those_of_all_micro_batches() -> None:
 def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
     first = Writer(source="out/a", id="1", key=("id",), query="q")
     second = Writer(source="main.b", id="2", key=("id",), version=7)
+    anew = Writer(source="out/a", id="3", key=("id",), version=1)
     assert recorded([first, second], Source("out/moved", "1", 0)) == first
     assert recorded([first, second], Source("`main`.b", "3", 0)) == second
     assert recorded([first, second], Source("main.c", "3", 0)) is None
+    assert recorded([first, anew], Source("out/a", "3", 0)) == anew
+    assert others([first, second, anew], Source("out/a", "3", 0)) == [second]
     with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, day\)"):
         check_writer(first, Source("out/a", "1", 0), "t", ["id", "day"])
+
+
+@pytest.mark.parametrize("metadata", [None, "", "words", "{not json", "[1]", "7", "{}"])
+def test_what_other_writers_note_is_no_note(metadata: str | None) -> None:
+    assert note_of(metadata) == {}

@@ -1,5 +1,6 @@
 """Delta tables: what is new in the source, and how each row of it gets into the target once."""
 
+from lakescore.tables.changes import CHANGE, HASH
 from lakescore.tables.names import (
     delta_table,
     describe,
@@ -12,7 +13,6 @@ from lakescore.tables.names import (
     remove,
     version,
 )
-from lakescore.tables.source import CHANGE, HASH
 from lakescore.tables.stage import save_aside
 
 __all__ = [

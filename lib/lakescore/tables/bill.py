@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from lakescore.tables.commits import committed
 from lakescore.tables.names import beside
-from lakescore.tables.writing import append, committed
+from lakescore.tables.writing import append
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

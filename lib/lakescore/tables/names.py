@@ -185,12 +185,6 @@ def version(spark: "SparkSession", table: str) -> int:
     return int(delta_table(spark, table).history(1).select("version").first()["version"])
 
 
-def set_property(spark: "SparkSession", table: str, name: str, value: str) -> None:
-    """Set a table's property, which is a commit of its own."""
-    literal = value.replace("\\", "\\\\").replace("'", "\\'")
-    spark.sql(f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = '{literal}')")
-
-
 def is_folder(spark: "SparkSession", folder: str) -> bool:
     """Tell whether there is a folder, on any file system that Spark writes to.
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.errors import TableError
-from lakescore.tables.names import place
+from lakescore.tables.names import describe
 from lakescore.tables.source import RECOVER, Source
-from lakescore.tables.target import Writer
+from lakescore.tables.target import Writer, was_restored
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -20,14 +20,6 @@ class Position:
 
     folder: str
     starting_version: int | None
-
-
-def recorded(writers: Sequence[Writer], source: Source) -> Writer | None:
-    """Return what a target has recorded of a source: the same table, or one of its name."""
-    for each in writers:
-        if each.id == source.id or place(each.source) == place(source.table):
-            return each
-    return None
 
 
 def check_writer(writer: Writer, source: Source, target: str, key: Sequence[str]) -> None:
@@ -54,35 +46,36 @@ def find(
 ) -> Position:
     """Return where the stream over a source goes on.
 
+    Each target and source, and each version to begin with, has a folder of its own in the
+    checkpoint: none can be taken for another's.
+
     Raises:
-        TableError: the checkpoint was reset, or is another target's; the source was made anew.
+        TableError: the checkpoint was reset; the source was made anew; the target was restored.
     """
-    if writer is None:
-        folder = f"{checkpoint}/stream"
-        if _has_commits(spark, folder):
-            raise TableError(
-                f"{target}: has no rows of {source.table}, but {checkpoint} remembers what was "
-                "read for a target; if that is another one, name another target.checkpoint; if "
-                "this one was deleted, delete that folder too, to score the source from its start"
-            )
-        return Position(folder, None)
-    if writer.id != source.id:
+    if writer is not None and writer.id != source.id:
         raise TableError(f"{source.table}: was made anew since {target} was written; {RECOVER}")
-    if writer.query is None:
-        if writer.version is None:
-            raise TableError(
-                f"{target}: a snapshot of {source.table} was begun and has not ended; {RECOVER}"
-            )
-        return Position(f"{checkpoint}/stream-{writer.version + 1}", writer.version + 1)
-    position = Position(f"{checkpoint}/stream", None)
-    if writer.version is not None:
-        position = Position(f"{checkpoint}/stream-{writer.version + 1}", writer.version + 1)
-    if query_id(spark, position.folder) != writer.query:
+    if writer is not None and writer.snapshot is not None:
+        raise TableError(
+            f"{target}: a snapshot of {source.table} was begun and has not ended; {RECOVER}"
+        )
+    start = None if writer is None or writer.version is None else writer.version + 1
+    name = f"stream-{describe(spark, target).id[:8]}-{source.id[:8]}"
+    folder = f"{checkpoint}/{name}" + ("" if start is None else f"-{start}")
+    if writer is None or writer.query is None:
+        is_restored = _has_commits(spark, folder)
+    elif query_id(spark, folder) == writer.query:
+        is_restored = was_restored(spark, target, writer)
+    else:
         raise TableError(
             f"{checkpoint}: is not the checkpoint that {target} was written with, which says what "
             f"of {source.table} was read; restore that one, or {RECOVER}"
         )
-    return position
+    if is_restored:
+        raise TableError(
+            f"{target}: was restored to a version that lacks rows which {checkpoint} says were "
+            f"written; {RECOVER}"
+        )
+    return Position(folder, start)
 
 
 def query_id(spark: "SparkSession", folder: str) -> str | None:

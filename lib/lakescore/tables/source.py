@@ -1,78 +1,40 @@
-"""What is new in a source: rows added, its change feed, or how it differs from the target.
+"""The source: the table that is read, its keys, and why it cannot be read on."""
 
-Every row comes with `CHANGE`, which says what is to become of it in the target.
-"""
-
-import ast
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, LakescoreError, TableError
-from lakescore.tables.names import describe, identifier, is_path, load, quoted, version
+from lakescore.tables.changes import CHANGE
+from lakescore.tables.names import (
+    absolute,
+    describe,
+    identifier,
+    is_path,
+    quoted,
+    version,
+)
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
-
-CHANGE, HASH = "_change", "text_hash"
-INSERT, UPDATE, DELETE = "insert", "update", "delete"
-# Other columns changed and the text did not: they are carried over, and the scores stay.
-REFRESH = "refresh"
-# New scores for a row of the target, while its text is still the one that was scored.
-RESCORE = "rescore"
-# A key that the source has more than once.
-DOUBLE = "double"
+    from pyspark.sql import DataFrame, SparkSession
 
 # What Spark and Delta say of data files, change files and commits that are not there any more.
 _GONE = (
     "DELTA_CHANGE_DATA_FILE_NOT_FOUND",
     "DELTA_LOG_FILE_NOT_FOUND",
+    "DELTA_MISSING_FILES_UNEXPECTED_VERSION",
     "DELTA_VERSION_NOT_FOUND",
     "DELTA_VERSIONS_NOT_CONTIGUOUS",
     "FILE_NOT_EXIST",
     "FileNotFoundException",
 )
 _FEED = "delta.enableChangeDataFeed"
-_FEED_COLUMNS = ("_change_type", "_commit_version", "_commit_timestamp")
 RECOVER = (
     "run once with --set source.changes=snapshot, which scores only what the target lacks; "
     "after that the job goes on as before"
 )
 UNIQUE = f"take the doubles out of the source, or name another source.key, and {RECOVER}"
-
-
-def read_stream(
-    spark: "SparkSession",
-    source: str,
-    *,
-    feed: bool,
-    starting_version: int | None,
-    max_bytes: int,
-    max_files: int | None,
-) -> "DataFrame":
-    """Return a stream of a table's rows, or of its change feed, in bounded micro-batches.
-
-    The checkpoint of the query that writes it says which are new. Without a starting version it
-    begins with all rows that are there.
-    """
-    options = {
-        "maxBytesPerTrigger": max_bytes,
-        "maxFilesPerTrigger": max_files or 2**31 - 1,
-        "readChangeFeed": feed or None,
-        "startingVersion": starting_version,
-    }
-    reader = spark.readStream.format("delta")
-    for name, value in options.items():
-        if value is not None:
-            reader = reader.option(name, value)
-    return reader.load(source) if is_path(source) else reader.table(identifier(source))
-
-
-def without_feed_columns(columns: Sequence[str]) -> list[str]:
-    """Return the columns that a change feed shares with its table."""
-    return [name for name in columns if name not in _FEED_COLUMNS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,106 +61,6 @@ def find(spark: "SparkSession", table: str, *, needs_feed: bool) -> Source:
     return Source(table, details.id, version(spark, table))
 
 
-def net_changes(feed: "DataFrame", key: Sequence[str]) -> "DataFrame":
-    """Return one row for each key in a part of a change feed: its last state, and its `CHANGE`.
-
-    A key whose rows were added less often than taken away, or as often, was there before. One that
-    is added twice more than it is taken away, or twice by one commit, is `DOUBLE`. An update that
-    gives a row another key takes one key away and adds another.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    of_key = Window.partitionBy(*map(quoted, key))
-    is_added = F.col("_change_type").isin("insert", "update_postimage")
-    version = F.col("_commit_version")
-    counted = feed.withColumns(
-        {
-            "_last": F.max(version).over(of_key),
-            "_net": F.sum(F.when(is_added, 1).otherwise(-1)).over(of_key),
-        }
-    ).where(version == F.col("_last"))
-    others = [name for name in without_feed_columns(feed.columns) if name not in key]
-    is_there = F.col("_added") > 0
-    state = F.when(F.col("_added") == 0, DELETE).when(F.col("_added") > 1, DOUBLE)
-    state = state.when(F.col("_net") > 1, DOUBLE).when(F.col("_net") == 1, INSERT).otherwise(UPDATE)
-    latest_first = Window.partitionBy(*map(quoted, key)).orderBy(is_added.desc())
-    return (
-        counted.withColumns(
-            {
-                "_added": F.sum(F.when(is_added, 1).otherwise(0)).over(of_key),
-                "_nth": F.row_number().over(latest_first),
-            }
-        )
-        .where("_nth = 1")
-        .select(
-            *(F.col(quoted(name)) for name in key),
-            # Of a row that is deleted nothing but the key goes on.
-            *(F.when(is_there, F.col(quoted(name))).alias(name) for name in others),
-            state.alias(CHANGE),
-        )
-    )
-
-
-def differences(
-    source: "DataFrame",
-    target: "DataFrame",
-    *,
-    key: Sequence[str],
-    carried: Sequence[str],
-    versions: Mapping[str, str],
-    with_deletes: bool,
-) -> "DataFrame":
-    """Return the rows of `source` (with `HASH`) in which the target is behind, with `CHANGE`.
-
-    `carried` are the columns that both have, `versions` the tasks' model versions. A key whose
-    text was scored by them is left out, or is a `REFRESH` where another column changed.
-    `with_deletes`, keys that only the target has are `DELETE`, their other columns null.
-    """
-    from pyspark.sql import functions as F
-
-    def ours(name: str) -> "Column":
-        return F.col(f"s.{quoted(name)}")
-
-    def theirs(name: str) -> "Column":
-        return F.col(f"t.{quoted(name)}")
-
-    same_key = reduce(lambda a, b: a & b, (ours(name) == theirs(name) for name in key))
-    is_scored = ours(HASH).eqNullSafe(theirs(HASH)) & is_scored_by(versions, "t.model")
-    others = [name for name in source.columns if name not in (*key, HASH)]
-    is_same = F.lit(True)
-    for name in set(carried) - set(key):
-        mine, its = (_comparable(side(name), source, name) for side in (ours, theirs))
-        is_same &= mine.eqNullSafe(its)
-    change = (
-        F.when(ours(key[0]).isNull(), DELETE)
-        .when(theirs(key[0]).isNull(), INSERT)
-        .when(~is_scored, UPDATE)
-        .when(~is_same, REFRESH)
-    )
-    joined = source.alias("s").join(
-        target.alias("t"), same_key, "full_outer" if with_deletes else "left"
-    )
-    columns = [F.coalesce(ours(name), theirs(name)).alias(name) for name in key]
-    columns += [ours(name) for name in (*others, HASH)]
-    return joined.select(*columns, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())
-
-
-def is_scored_by(versions: Mapping[str, str], model: str = "model") -> "Column":
-    """Tell rows that were scored by these model versions, by their column `model`."""
-    from pyspark.sql import functions as F
-
-    same = (F.col(model)[task].eqNullSafe(F.lit(each)) for task, each in versions.items())
-    return reduce(lambda a, b: a & b, same)
-
-
-def _comparable(column: "Column", df: "DataFrame", name: str) -> "Column":
-    """Return a column that `=` takes: Spark compares no maps."""
-    from pyspark.sql import functions as F
-
-    return F.to_json(column) if "map<" in df.schema[name].dataType.simpleString() else column
-
-
 def check_keys(rows: "DataFrame", table: str, key: Sequence[str]) -> None:
     """Check that a key identifies each row.
 
@@ -209,10 +71,10 @@ def check_keys(rows: "DataFrame", table: str, key: Sequence[str]) -> None:
 
     columns = [F.col(quoted(name)) for name in key]
     is_null = reduce(lambda a, b: a | b, (column.isNull() for column in columns))
-    times = F.col("times")
+    times = F.col(CHANGE)  # of that name no key is
     found = (
         rows.groupBy(*columns)
-        .agg(F.count(F.lit(1)).alias("times"))
+        .agg(F.count(F.lit(1)).alias(CHANGE))
         .select(F.when(is_null, times).alias("null"), F.when(times > 1, times).alias("double"))
         .agg(F.sum("null"), F.count("double"), F.sum("double"))
         .head()
@@ -248,55 +110,11 @@ def refuse_double_keys(table: str, key: Sequence[str], keys: int, rows: int | No
         )
 
 
-def rows_expected(
-    spark: "SparkSession", source: str, stream: str, number: int, starting_version: int | None
-) -> int | None:
-    """Count what an append stream has before it, from its micro-batch `number` on; None if unknown.
+def read_error(said: str, source: str, target: str) -> LakescoreError | None:
+    """Say why a source cannot be read on, in words that quote no row; None if it is not that.
 
-    Delta counts rows without reading them. After a crash inside a commit it may be more than
-    there is: rows of that commit which were read before count again.
+    What `said` it may have meant a file of the `target`.
     """
-    done = 0
-    try:
-        if number > 0:
-            lines = spark.read.text(f"{stream}/offsets/{number - 1}").collect()
-            offset = json.loads(lines[-1][0])
-            whole = -1 if offset["isStartingVersion"] else int(offset["reservoirVersion"]) - 1
-        else:
-            whole = -1 if starting_version is None else starting_version - 1
-        if whole >= 0:
-            done = load(spark, source, version=whole).count()
-        return max(load(spark, source).count() - done, 0)
-    except LakescoreError:  # that version's log is gone
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionsRead:
-    """The versions of a source that a run has read: the first, and the last one wholly read."""
-
-    first: int | None = None
-    last: int | None = None
-
-    def after(self, progress: Any) -> "VersionsRead":
-        """Return them with those of one micro-batch's progress added."""
-        [source] = progress["sources"]
-        begin, end = _offset(source["startOffset"]), _offset(source["endOffset"])
-        if end is None:
-            return self
-        last = end["reservoirVersion"] - (end["index"] < 0)
-        first = begin["reservoirVersion"] if begin else last
-        return VersionsRead(min(self.first if self.first is not None else first, first, last), last)
-
-
-def _offset(value: Any) -> dict[str, Any] | None:
-    """Return Delta's offset: Spark 4 hands it over as the text of a dict, Spark 3.5 as a dict."""
-    found = ast.literal_eval(value) if isinstance(value, str) else value
-    return found if isinstance(found, dict) else None
-
-
-def read_error(said: str, source: str) -> LakescoreError | None:
-    """Say why a source cannot be read on, in words that quote no row; None if it is not that."""
     if "DELTA_SOURCE_TABLE_IGNORE_CHANGES" in said or "DELTA_SOURCE_IGNORE_DELETE" in said:
         return TableError(
             f"{source}: rows in it were changed or deleted since the last run, and source.changes "
@@ -319,6 +137,11 @@ def read_error(said: str, source: str) -> LakescoreError | None:
             f"run; {RECOVER}"
         )
     if any(sign in said for sign in _GONE):
+        if is_path(target) and f"{absolute(target)}/" in said:
+            return TableError(
+                f"{target}: files of it went while it was read, by VACUUM with a retention that is "
+                "shorter than a run, or by another's hand; run the job again"
+            )
         return TableError(
             f"{source}: files that the last run had not read yet are gone, by VACUUM or by the "
             f"clean-up of its log; {RECOVER}"

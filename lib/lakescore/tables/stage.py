@@ -53,14 +53,12 @@ def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None
     writer.options(**{"delta.dataSkippingNumIndexedCols": "0"} | options).save(folder)
 
 
-def taken(checkpoint: str) -> BusyError:
-    """Return the error of a run whose stage another one has committed and removed."""
-    return BusyError(f"{checkpoint}: another run of this job was faster; it has the rows")
-
-
 def lost(said: str, checkpoint: str) -> BusyError | None:
     """Say that rows put aside went while they were read, if that is what an error says."""
     is_aside = any(f"{checkpoint}/{name}" in said for name in ("stage-", "todo"))
     if is_aside and any(sign in said for sign in _GONE):
-        return taken(checkpoint)
+        return BusyError(
+            f"{checkpoint}: another run of this job is at work or was faster, and removed what "
+            "this one had put aside; what is not in the target yet, the next run scores"
+        )
     return None

@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakescore.errors import TableError, root_cause
+from lakescore.errors import BusyError, TableError, root_cause
+from lakescore.tables.commits import app_of, committed, note_of, set_property, write_error
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
+    delta_table,
     describe,
     exists,
     identifier,
@@ -17,15 +19,15 @@ from lakescore.tables.names import (
     load,
     place,
     quoted,
-    set_property,
 )
-from lakescore.tables.writing import append, committed, write_error
+from lakescore.tables.source import Source
+from lakescore.tables.writing import append
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from pyspark.sql.types import StructType
 
-_WRITERS = "lakescore.writers"
+_WRITER = "lakescore.writer."
 _CLUSTERED = ("bigint", "int", "smallint", "tinyint", "string", "date", "timestamp", "decimal")
 
 
@@ -34,7 +36,7 @@ class Writer:
     """A job that writes a target, as the target itself records it.
 
     `query` is the id of the streaming query that appends or merges; None after a snapshot, whose
-    source was read wholly at `version`.
+    source was read wholly at `version`. `snapshot` is the run of one that has begun and not ended.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Writer:
     key: tuple[str, ...]
     query: str | None = None
     version: int | None = None
+    snapshot: str | None = None
 
 
 def prepare(
@@ -150,22 +153,87 @@ def _check_room(target: str) -> None:
         )
 
 
-def writers(spark: "SparkSession", table: str) -> list[Writer]:
+def find_writers(spark: "SparkSession", table: str) -> list[Writer]:
     """Return the jobs that write a target, as its properties have them."""
-    recorded = json.loads(describe(spark, table).properties.get(_WRITERS, "[]"))
-    return [Writer(**each | {"key": tuple(each["key"])}) for each in recorded]
+    properties = describe(spark, table).properties
+    found = (json.loads(properties[name]) for name in properties if name.startswith(_WRITER))
+    return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
 
 
-def register(spark: "SparkSession", table: str, writer: Writer) -> None:
-    """Record a job in the target, in place of what was recorded of its source before."""
+def recorded(writers: Sequence[Writer], source: Source) -> Writer | None:
+    """Return what a target has recorded of a source: the same table, or one of its name."""
+    for each in writers:
+        if each.id == source.id:
+            return each
+    for each in writers:
+        if place(each.source) == place(source.table):
+            return each
+    return None
+
+
+def others(writers: Sequence[Writer], source: Source) -> list[Writer]:
+    """Return the writers of all other sources."""
+    mine = place(source.table)
+    return [each for each in writers if each.id != source.id and place(each.source) != mine]
+
+
+def register(
+    spark: "SparkSession", table: str, writer: Writer, *, guard: Callable[[], None]
+) -> None:
+    """Record a job in the target, in place of what was recorded of its source before.
+
+    A source that was made anew has another id, and its older record stays beside the new one,
+    which is the one that is found. `guard` is called before each attempt; it raises where another
+    run was faster.
+    """
 
     def write() -> None:
-        others = [
-            each
-            for each in writers(spark, table)
-            if place(each.source) != place(writer.source) and each.id != writer.id
-        ]
-        recorded = json.dumps([asdict(each) for each in [*others, writer]])
-        set_property(spark, table, _WRITERS, recorded)
+        guard()
+        note = {"source": writer.id}
+        set_property(spark, table, _WRITER + writer.id, json.dumps(asdict(writer)), note)
 
     committed(spark, table, write)
+
+
+def guard(
+    spark: "SparkSession", table: str, source: Source, *writers: Writer | None
+) -> Callable[[], None]:
+    """Return a check that a target has recorded one of some writers of a source, and no other.
+
+    The check raises `BusyError`.
+    """
+
+    def check() -> None:
+        if recorded(find_writers(spark, table), source) not in writers:
+            raise BusyError(
+                f"{table}: another run of this job has begun to score {source.table} into it; what "
+                "is not in the target yet, the next run scores"
+            )
+
+    return check
+
+
+def was_restored(spark: "SparkSession", table: str, writer: Writer) -> bool:
+    """Tell whether a target was restored to an older version since a job last wrote to it."""
+    for limit in (20, None):  # the last commits tell it, but for a target of many writers
+        history = delta_table(spark, table).history(*([limit] if limit else []))
+        rows = history.select("version", "operation", "userMetadata").collect()
+        for row in sorted(rows, key=lambda row: row.version, reverse=True):
+            if _is_of(writer, row.userMetadata):
+                return False
+            if row.operation == "RESTORE":
+                return True
+    return False
+
+
+def was_written(spark: "SparkSession", table: str, writer: Writer, *, since: int) -> bool:
+    """Tell whether a job has written to a target after version `since`."""
+    history = delta_table(spark, table).history()
+    rows = history.where(history.version > since).select("userMetadata").collect()
+    return any(_is_of(writer, row.userMetadata) for row in rows)
+
+
+def _is_of(writer: Writer, metadata: str | None) -> bool:
+    note = note_of(metadata)
+    is_commit = writer.query is not None and note.get("app") == app_of(writer.query)
+    return is_commit or note.get("source") == writer.id

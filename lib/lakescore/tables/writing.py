@@ -1,64 +1,21 @@
-"""Commits of which each happens once: with a transaction's number, again after a conflict."""
+"""How rows get into the target: appended, merged by the key, or in place of all that is there."""
 
-import json
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from lakescore.config import Write
-from lakescore.errors import BusyError, TableError, root_cause
-from lakescore.tables.lock import alone
+from lakescore.errors import TableError
+from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
+from lakescore.tables.commits import PRESENT, Commit, committed, session
 from lakescore.tables.names import delta_table, identifier, is_path, load, quoted
-from lakescore.tables.source import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
+from lakescore.tables.source import UNIQUE
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructType
 
-_CONF = "spark.databricks.delta."
 _RANGED = ("bigint", "int", "smallint", "tinyint", "string", "date")
-# Two writers that meet: the slower one reads again and tries again, after a pause that grows.
-_ATTEMPTS = 40
-_LONGEST_PAUSE = 8.0
-_UNWRITABLE = ("AccessDenied", "Mkdirs failed", "Permission denied", "Read-only file system")
-_CONFLICTS = (
-    "DELTA_CONCURRENT_APPEND",
-    "DELTA_CONCURRENT_DELETE_READ",
-    "DELTA_CONCURRENT_DELETE_DELETE",
-    "DELTA_CONCURRENT_WRITE",
-    "DELTA_METADATA_CHANGED",
-    "DELTA_PROTOCOL_CHANGED",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """One commit: its transaction (the same one is never done twice), and what history says."""
-
-    app: str
-    number: int
-    note: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def metadata(self) -> str:
-        """What Delta's history shows as userMetadata."""
-        return json.dumps({"app": self.app, "number": self.number, **self.note})
-
-
-def find_commit(
-    spark: "SparkSession", table: str, commit: Commit, *, since: int
-) -> dict[str, Any] | None:
-    """Return the note of a commit that was made after version `since`; None if it was not."""
-    history = delta_table(spark, table).history()
-    for row in history.where(history.version > since).select("userMetadata").collect():
-        said = json.loads(row[0]) if row[0] and row[0].startswith("{") else {}
-        if (said.get("app"), said.get("number")) == (commit.app, commit.number):
-            return dict(said)
-    return None
 
 
 def write(
@@ -67,38 +24,57 @@ def write(
     how: Write,
     commit: Commit,
     *,
+    source: str,
     key: Sequence[str],
     ranges: Mapping[str, tuple[Any, Any]],
     results: Sequence[str],
+    dropped: Sequence[str],
+    guard: Callable[[], None],
 ) -> None:
     """Write a staged micro-batch by one commit, again where another writer came between.
+
+    That new rows have new keys is seen to within the commit: what others commit meanwhile is a
+    conflict to Delta, as the commit has read the target.
 
     Args:
         staged: the target's columns and `CHANGE`.
         table: the target.
         how: append, merge by the key, or overwrite.
         commit: its transaction, which Delta leaves out where it was done already.
+        source: the table that the rows are of.
         key: the target's key.
         ranges: the least and the greatest value of key columns in `staged`: other files of the
-            target are not read, and writers of other ranges are not in the way.
+            target are not read.
         results: the columns that scoring makes.
+        dropped: the target's columns of tasks that the job has not: null where it scores.
+        guard: is called before each attempt; it raises where this run is not to write.
 
     Raises:
         BusyError: another run of this job did it at the same time.
-        TableError: the target cannot be written.
+        TableError: the target cannot be written, or has the key of a new row already.
     """
-    rows = staged.drop(CHANGE)
+    rows, spark = staged.drop(CHANGE), staged.sparkSession
 
     def once() -> None:
-        with _transaction(staged.sparkSession, commit):
+        guard()
+        with session(spark, commit.settings):
             if how == "append":
-                append(rows, table)
+                append(_if_absent(rows, table, key, ranges), table)
             elif how == "overwrite":
                 _save(rows.write.format("delta").mode("overwrite"), table)
             else:
-                _merge(staged, table, key=key, ranges=ranges, results=results)
+                _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
 
-    committed(staged.sparkSession, table, once)
+    def once_or_refused() -> None:
+        try:
+            once()
+        except Exception as error:  # Spark's and Java's own
+            if PRESENT not in str(error):
+                raise
+            _refuse_present(staged, table, source, key, ranges)
+            raise  # as a conflict: that key has left again
+
+    committed(spark, table, once_or_refused)
 
 
 def append(rows: "DataFrame", table: str, **options: str) -> None:
@@ -113,6 +89,61 @@ def _save(writer: Any, table: str) -> None:
         writer.saveAsTable(identifier(table))
 
 
+def _present(
+    rows: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[Any, Any]]
+) -> "DataFrame":
+    """Return the keys of the target that rows have, too."""
+    from pyspark.sql import functions as F
+
+    there = load(rows.sparkSession, table)
+    for name, ends in ranges.items():
+        there = there.where(F.col(quoted(name)).between(*ends))
+    keys = [quoted(name) for name in key]
+    return there.select(*keys).join(rows.select(*keys), [*key], "left_semi")
+
+
+def _if_absent(
+    rows: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[Any, Any]]
+) -> "DataFrame":
+    """Return rows of which none is read where the target has a key of theirs: an error is."""
+    from pyspark.sql import functions as F
+
+    present = _present(rows, table, key, ranges).withColumn(CHANGE, F.lit(True))
+    joined = rows.alias("s").join(F.broadcast(present).alias("t"), _same(key), "left")
+    is_absent = F.assert_true(F.col(f"t.{CHANGE}").isNull(), F.lit(PRESENT)).isNull()
+    return joined.where(is_absent).select("s.*")
+
+
+def _refuse_present(
+    staged: "DataFrame",
+    table: str,
+    source: str,
+    key: Sequence[str],
+    ranges: Mapping[str, tuple[Any, Any]],
+) -> None:
+    """Refuse new rows of which the target has the key.
+
+    Raises:
+        TableError: there is one.
+    """
+    from pyspark.sql import functions as F
+
+    new = staged.where(F.col(CHANGE) == INSERT)
+    if found := _present(new, table, key, ranges).count():
+        raise TableError(
+            f"{source}: {found:,} of {new.count():,} new rows have a key ({', '.join(key)}) that "
+            f"{table} has already; {UNIQUE}"
+        )
+
+
+def _same(key: Sequence[str]) -> "Column":
+    """Tell rows `s` and `t` of the same key."""
+    from pyspark.sql import functions as F
+
+    pairs = (F.col(f"t.{quoted(name)}") == F.col(f"s.{quoted(name)}") for name in key)
+    return reduce(lambda a, b: a & b, pairs)
+
+
 def _merge(
     staged: "DataFrame",
     table: str,
@@ -120,6 +151,7 @@ def _merge(
     key: Sequence[str],
     ranges: Mapping[str, tuple[Any, Any]],
     results: Sequence[str],
+    dropped: Sequence[str],
 ) -> None:
     from pyspark.sql import functions as F
 
@@ -135,128 +167,24 @@ def _merge(
     change = ours(CHANGE)
     columns = [name for name in staged.columns if name != CHANGE]
     carried = [name for name in columns if name not in (*key, *results, HASH)]
-    same_key = [theirs(name) == ours(name) for name in key]
-    same_key += [theirs(name).between(*ends) for name, ends in ranges.items()]
+    is_same = _same(key)
+    for name, ends in ranges.items():
+        is_same &= theirs(name).between(*ends)
     is_current = theirs(HASH).eqNullSafe(ours(HASH))
+    without = {quoted(name): F.lit(None) for name in dropped}
+    refused = {quoted(HASH): F.raise_error(F.lit(PRESENT)).cast("bigint")}
     merge = delta_table(staged.sparkSession, table).alias("t")
-    merge = merge.merge(staged.alias("s"), reduce(lambda a, b: a & b, same_key))
+    merge = merge.merge(staged.alias("s"), is_same)
     merge = merge.whenMatchedDelete(change == DELETE)
     if carried:
         merge = merge.whenMatchedUpdate((change == REFRESH) & is_current, assigned(carried))
-    merge = merge.whenMatchedUpdate((change == RESCORE) & is_current, assigned(results))
-    is_row = change.isin(INSERT, UPDATE)
-    merge = merge.whenMatchedUpdate(is_row, assigned(columns))
-    merge.whenNotMatchedInsert(is_row, assigned(columns)).execute()
+    merge = merge.whenMatchedUpdate((change == RESCORE) & is_current, assigned(results) | without)
+    merge = merge.whenMatchedUpdate(change == INSERT, refused)
+    merge = merge.whenMatchedUpdate(change == UPDATE, assigned(columns) | without)
+    merge.whenNotMatchedInsert(change.isin(INSERT, UPDATE), assigned(columns)).execute()
 
 
 def ranged(schema: "StructType", key: Sequence[str], text: str) -> list[str]:
     """Return the key columns of which a MERGE names the range: Delta's log has theirs."""
     kinds = {each.name: each.dataType.simpleString() for each in schema}
     return [name for name in key if kinds[name] in _RANGED and name != text]
-
-
-def present(staged: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, Any]) -> int:
-    """Count the rows of a micro-batch whose key the target has already."""
-    from pyspark.sql import functions as F
-
-    spark = staged.sparkSession
-    columns = [quoted(name) for name in key]
-    there = load(spark, table)
-    for name, ends in ranges.items():
-        there = there.where(F.col(quoted(name)).between(*ends))
-    return staged.select(*columns).join(there.select(*columns), list(key), "left_semi").count()
-
-
-@contextmanager
-def _transaction(spark: "SparkSession", commit: Commit) -> Iterator[None]:
-    """Give the next commit of this session its transaction: a MERGE takes it from here only."""
-    settings = {
-        "write.txnAppId": commit.app,
-        "write.txnVersion": str(commit.number),
-        "commitInfo.userMetadata": commit.metadata,
-    }
-    before = {name: spark.conf.get(_CONF + name, None) for name in settings}
-    try:
-        for name, value in settings.items():
-            spark.conf.set(_CONF + name, value)
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(_CONF + name)
-            else:
-                spark.conf.set(_CONF + name, old)
-
-
-def committed(spark: "SparkSession", table: str, action: Callable[[], None]) -> None:
-    """Do what commits to a table, again where another writer came between.
-
-    Raises:
-        BusyError: another run of the same job did this at the same time.
-        TableError: the table cannot be written, or others were faster every time.
-    """
-
-    def once() -> None:
-        with alone(spark, table, wait=True):
-            action()
-
-    retried(table, once)
-
-
-def retried(
-    table: str,
-    action: Callable[[], None],
-    *,
-    sleep: Callable[[float], None] = time.sleep,
-    draw: Callable[[float, float], float] = random.uniform,
-) -> None:
-    """Do what may conflict with other writers, up to forty times; the pauses grow, and are drawn.
-
-    Raises:
-        BusyError: another run of the same job did this at the same time.
-        TableError: the table cannot be written, or others were faster every time.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return action()
-        except TableError:
-            raise
-        except Exception as error:  # Spark's, Delta's, and Java's own
-            said = str(error)
-            if "DELTA_CONCURRENT_TRANSACTION" in said:
-                raise BusyError(
-                    f"{table}: another run of this job wrote the same micro-batch at this moment; "
-                    "it has the rows"
-                ) from error
-            if not any(sign in said for sign in _CONFLICTS):
-                if (known := write_error(table, error)) is not None:
-                    raise known from error
-                raise
-            last = error
-        sleep(draw(0, min(_LONGEST_PAUSE, 0.2 * 2**attempt)))
-    raise TableError(
-        f"{table}: other writers were faster in {_ATTEMPTS} attempts; run the job again, or let "
-        "fewer of them write at once"
-    ) from last
-
-
-def write_error(place: str, error: Exception) -> TableError | None:
-    """Say why a place cannot be written, in words that quote no row; None if it is not that."""
-    said = str(error)
-    if "DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES" in said:
-        return TableError(
-            f"{place}: the name of one of the source's columns holds a space or one of ,;{{}}()=, "
-            "which the target cannot have; leave it out by source.columns"
-        )
-    if "No space left on device" in said:
-        return TableError(f"{place}: the disk is full; free some room and run the job again")
-    if "CHECK constraint" in said or "DELTA_NOT_NULL_CONSTRAINT" in said:
-        return TableError(
-            f"{place}: a constraint of it refuses a row; drop that constraint, or take such rows "
-            "out of the source"
-        )
-    if any(sign in said for sign in _UNWRITABLE):
-        return TableError(
-            f"{place}: cannot be written ({root_cause(error)}); name a folder or a table that can"
-        )
-    return None

@@ -1,0 +1,116 @@
+"""A source as a whole: its latest version is compared with the target, and what differs scored."""
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lakescore.errors import BusyError, TableError
+from lakescore.microbatch import Job
+from lakescore.run import STREAM_STAGES, Recorder
+from lakescore.tables import changes, load, names, position, quoted, source, stream, target
+from lakescore.tables.changes import CHANGE
+from lakescore.todo import score_steps
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
+
+
+def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
+    """Compare the source's latest version with the target, and score what differs."""
+    from pyspark.sql import functions as F
+
+    is_overwrite = job.config.write == "overwrite"
+    table, version = job.source.table, job.source.version
+    recorder.versions = stream.VersionsRead(version, version)
+    # In this order: whoever has rows in this version of the target is recorded by then.
+    seen = names.version(spark, job.target)
+    writers = target.find_writers(spark, job.target)
+    before = target.recorded(writers, job.source)
+    if before is not None:
+        position.check_writer(before, job.source, job.target, job.key)
+    others = target.others(writers, job.source)
+    if others and is_overwrite:
+        raise TableError(
+            f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
+            "would remove; choose merge, or another target.table"
+        )
+    rows = load(spark, table, version=version)
+    source.check_keys(rows, table, job.key)
+    rows = rows.withColumn(CHANGE, F.lit(changes.INSERT))
+    prepared = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
+    todo = changes.differences(
+        prepared.drop(CHANGE),
+        load(spark, job.target, version=seen),
+        key=job.key,
+        carried=job.carried,
+        versions=job.plan.versions,
+        with_deletes=True,
+    )
+    for other in others:
+        todo = _beside(spark, todo, other, job)
+
+    done = target.Writer(source=table, id=job.source.id, key=job.key, version=version)
+    begun = replace(done, version=None, snapshot=recorder.run.id)
+    recorder.batches.guard = target.guard(spark, job.target, job.source, begun)
+    is_begun = False
+
+    def begin() -> None:
+        nonlocal is_begun
+        free = target.guard(spark, job.target, job.source, before)
+
+        def unchanged() -> None:
+            free()
+            if is_overwrite and target.others(target.find_writers(spark, job.target), job.source):
+                raise BusyError(f"{job.target}: another job has begun to write to it; run it again")
+            if before and target.was_written(spark, job.target, before, since=seen):
+                raise BusyError(
+                    f"{job.target}: another run of this job wrote to it while {table} was "
+                    "compared with it; run it again"
+                )
+
+        target.register(spark, job.target, begun, guard=unchanged)
+        is_begun = True
+
+    recorder.batches.before_first_write = begin
+    if not is_overwrite:
+        score_steps(spark, job, recorder, todo, max_bytes=job.config.source.max_bytes)
+    elif todo.head(1):
+        score_steps(spark, job, recorder, prepared, max_bytes=2**63)
+    if is_begun or done != before:
+        mine = target.guard(spark, job.target, job.source, begun if is_begun else before)
+        target.register(spark, job.target, done, guard=mine)
+    names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")  # the stream begins anew
+
+
+def _beside(
+    spark: "SparkSession", todo: "DataFrame", other: target.Writer, job: Job
+) -> "DataFrame":
+    """Leave alone what came from another source into the same target: `todo` without its deletes.
+
+    Raises:
+        TableError: the other source has a key of this one, too.
+    """
+    from pyspark.errors import AnalysisException
+    from pyspark.sql import functions as F
+
+    is_delete = F.col(CHANGE) == changes.DELETE
+    kept = todo.where(~is_delete)
+    try:
+        theirs = load(spark, other.source).select(*map(quoted, job.key))
+    except (TableError, AnalysisException):
+        logger.warning(
+            "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it",
+            job.target,
+            other.source,
+            job.source.table,
+        )
+        return kept
+    if both := kept.join(theirs, [*job.key], "left_semi").count():
+        raise TableError(
+            f"{job.source.table}: {both:,} keys ({', '.join(job.key)}) are in {other.source}, too, "
+            f"which is also scored into {job.target}; name another target.table for one of them"
+        )
+    gone = todo.where(is_delete).join(theirs, [*job.key], "left_anti")
+    return kept.unionByName(gone)

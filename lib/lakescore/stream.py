@@ -1,0 +1,162 @@
+"""A source that grows or changes: what is new since the last run, a micro-batch at a time."""
+
+from typing import TYPE_CHECKING, Any
+
+from lakescore.failpoints import reached
+from lakescore.microbatch import Job
+from lakescore.run import Recorder
+from lakescore.tables import changes, commits, load, position, quoted, stream, target, writing
+from lakescore.tables.changes import CHANGE
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+POLL_SECONDS = 1
+
+
+def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
+    """Score what was added or changed since the last run, a micro-batch at a time."""
+    from pyspark.errors import StreamingQueryException
+
+    config, is_feed = job.config.source, job.config.source.changes == "cdf"
+    table, version = job.source.table, job.source.version
+    writer = target.recorded(target.find_writers(spark, job.target), job.source)
+    if writer is not None:
+        position.check_writer(writer, job.source, job.target, job.key)
+    at = position.find(
+        spark, writer, source=job.source, target=job.target, checkpoint=job.checkpoint
+    )
+    if at.starting_version is not None and at.starting_version > version:
+        recorder.versions = stream.VersionsRead(version, version)
+        return  # nothing came after the snapshot, and Spark refuses to wait for it
+    added = stream.read_stream(
+        spark,
+        table,
+        feed=is_feed,
+        starting_version=at.starting_version,
+        max_bytes=config.max_bytes,
+        max_files=config.max_files,
+    )
+
+    def register() -> None:
+        found = target.Writer(
+            source=table,
+            id=job.source.id,
+            key=job.key,
+            query=position.query_id(spark, at.folder),
+            version=None if at.starting_version is None else at.starting_version - 1,
+        )
+        recorder.batches.guard = target.guard(spark, job.target, job.source, found)
+        if found != writer:
+            free = target.guard(spark, job.target, job.source, writer, found)
+            target.register(spark, job.target, found, guard=free)
+
+    recorder.batches.before_first_write = register
+    failures: list[BaseException] = []
+
+    def score_batch(rows: "DataFrame", number: int) -> None:
+        def expected() -> int | None:
+            if is_feed and (number > 0 or at.starting_version is not None):
+                return None
+            return stream.rows_expected(spark, table, at.folder, number, at.starting_version)
+
+        try:
+            recorder.batches.commit(
+                _followed(spark, rows, number, at, job) if is_feed else _added(rows, job),
+                commits.app_of(str(position.query_id(spark, at.folder))),
+                number,
+                text=config.text,
+                expected=expected,
+            )
+        except BaseException as error:
+            # Spark would write down all that it says, which may quote a row.
+            failures.append(error)
+            raise RuntimeError("the driver says why") from None
+
+    query = (
+        added.writeStream.trigger(availableNow=True)
+        .option("checkpointLocation", at.folder)
+        .foreachBatch(score_batch)
+    )
+    running = _started(query, job)
+    try:
+        seen = -1
+        while not running.awaitTermination(POLL_SECONDS):
+            seen = _follow(running, recorder, seen)
+        _follow(running, recorder, seen)
+    except StreamingQueryException as error:
+        raise (failures[0] if failures else error) from None
+    finally:
+        running.stop()
+    reached("query_ended")
+
+
+def _added(rows: "DataFrame", job: Job) -> "DataFrame":
+    """Return rows that were added, ready to be scored."""
+    from pyspark.sql import functions as F
+
+    new = rows.withColumn(CHANGE, F.lit(changes.INSERT))
+    return changes.prepared(new, carried=job.carried, text=job.config.source.text)
+
+
+def _followed(
+    spark: "SparkSession", feed: "DataFrame", number: int, at: position.Position, job: Job
+) -> "DataFrame":
+    """Return what a part of the change feed makes of the target, ready to be scored."""
+    from pyspark.sql import functions as F
+
+    begin, end = (stream.offset_of(spark, at.folder, each) for each in (number - 1, number))
+    assert end is not None  # Spark writes it down before it begins
+    ends_of = [each for each in (begin, end) if each is not None and not each.is_first]
+    parts = {each.part for each in ends_of if each.part is not None}
+    rows = changes.net_changes(feed, job.key, partly=parts)
+    ranged = writing.ranged(job.schema, job.key, job.config.source.text)
+    found = rows.agg(
+        F.count_if(F.col(CHANGE) == changes.UNSURE),
+        F.count_if(F.col(CHANGE).isin(changes.UNSURE, changes.UPDATE)),
+        *(each(quoted(name)) for name in ranged for each in (F.min, F.max)),
+    ).head()
+    assert found is not None  # an aggregate without groups has one row
+    unsure, updates, *ends = found
+    if unsure:
+        version = end.whole if end.part is None else end.part
+        there = load(spark, job.source.table, version=version)
+        rows = changes.resolved(rows, there, job.key)
+    rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
+    if not updates:
+        return rows
+    there = load(spark, job.target)
+    for name, least, greatest in zip(ranged, ends[::2], ends[1::2], strict=True):
+        there = there.where(F.col(quoted(name)).between(least, greatest))
+    is_update = F.col(CHANGE) == changes.UPDATE
+    changed = changes.differences(
+        rows.where(is_update).drop(CHANGE),
+        there,
+        key=job.key,
+        carried=job.carried,
+        versions=job.plan.versions,
+        with_deletes=False,
+    )
+    return rows.where(~is_update).unionByName(changed)
+
+
+def _started(query: Any, job: Job) -> Any:
+    try:
+        return query.start()
+    except Exception as error:  # of Java's own: of a file system, for instance
+        if not hasattr(error, "java_exception"):
+            raise
+        if (known := commits.write_error(job.checkpoint, error)) is None:
+            raise
+        raise known from error
+
+
+def _follow(query: Any, recorder: Recorder, seen: int) -> int:
+    """Take note of the micro-batches that Spark says are done, after number `seen`."""
+    for progress in query.recentProgress:
+        number = int(progress["batchId"])
+        if number > seen and progress["sources"][0]["endOffset"] is not None:
+            recorder.versions = recorder.versions.after(progress)
+            seen = number
+    recorder.show()
+    return seen

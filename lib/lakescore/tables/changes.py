@@ -1,0 +1,176 @@
+"""What is to become of rows in the target: rows added, a change feed's, or what differs.
+
+Each has it in the column `CHANGE`.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from lakescore.tables.names import quoted
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+CHANGE, HASH = "_change", "text_hash"
+INSERT, UPDATE, DELETE = "insert", "update", "delete"
+# Other columns changed and the text did not: they are carried over, and the scores stay.
+REFRESH = "refresh"
+# New scores for a row of the target, while its text is still the one that was scored.
+RESCORE = "rescore"
+# A key that the source has more than once.
+DOUBLE = "double"
+# A part of the change feed does not tell what became of a key; the source does.
+UNSURE = "unsure"
+_FEED_COLUMNS = ("_change_type", "_commit_version", "_commit_timestamp")
+
+
+def prepared(rows: "DataFrame", *, carried: Sequence[str], text: str) -> "DataFrame":
+    """Return the columns that a micro-batch needs: those carried, the text, its hash, `CHANGE`."""
+    from pyspark.sql import functions as F
+
+    wanted = list(dict.fromkeys([*carried, text, CHANGE]))
+    chosen = rows.select(*(F.col(quoted(name)) for name in wanted))
+    return chosen.withColumn(HASH, F.xxhash64(quoted(text)))
+
+
+def _without_feed_columns(columns: Sequence[str]) -> list[str]:
+    """Return the columns that a change feed shares with its table."""
+    return [name for name in columns if name not in _FEED_COLUMNS]
+
+
+def net_changes(feed: "DataFrame", key: Sequence[str], *, partly: Collection[int]) -> "DataFrame":
+    """Return one row for each key in a part of a change feed: its last state, and its `CHANGE`.
+
+    A key whose rows were added once more than they were taken away is new, one whose rows were
+    added as often was there before. An update that gives a row another key takes one key away and
+    adds another. What else there is (a double that came or went, changes in one of the versions
+    that are `partly` in other micro-batches) is `UNSURE`.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    # By position, as the feed may have columns of any name.
+    names = _without_feed_columns(feed.columns)
+    numbered = {name: f"column_{nth}" for nth, name in enumerate(names)}
+    feed = feed.select(
+        *(F.col(quoted(name)).alias(numbered[name]) for name in names),
+        F.col("_change_type").isin("insert", "update_postimage").alias("is_added"),
+        F.col("_commit_version").alias("version"),
+    )
+    of_key = Window.partitionBy(*(numbered[name] for name in key))
+    latest = feed.withColumns(
+        {
+            "last": F.max("version").over(of_key),
+            "is_part": F.max(F.col("version").isin(*partly)).over(of_key),
+            "net": F.sum(F.when(F.col("is_added"), 1).otherwise(-1)).over(of_key),
+        }
+    ).where("version = last")
+    counted = latest.withColumns(
+        {
+            "added": F.count_if("is_added").over(of_key),
+            "nth": F.row_number().over(of_key.orderBy(F.col("is_added").desc())),
+        }
+    ).where("nth = 1")
+    added, net = F.col("added"), F.col("net")
+    change = (
+        F.when(F.col("is_part"), UNSURE)
+        .when((added == 0) & (net == -1), DELETE)
+        .when((added == 1) & (net == 0), UPDATE)
+        .when((added == 1) & (net == 1), INSERT)
+        .otherwise(UNSURE)
+    )
+    return counted.select(
+        *(
+            # Of a row that is deleted nothing but the key goes on.
+            (
+                F.col(numbered[name]) if name in key else F.when(added > 0, F.col(numbered[name]))
+            ).alias(name)
+            for name in names
+        ),
+        change.alias(CHANGE),
+    )
+
+
+def resolved(changes: "DataFrame", source: "DataFrame", key: Sequence[str]) -> "DataFrame":
+    """Return changes of which none is `UNSURE`: the source says what those keys are.
+
+    `source` is the table at the version at which the changes end. Columns that it has not yet are
+    null.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    keys = [quoted(name) for name in key]
+    others = [
+        quoted(name) for name in source.columns if name in changes.columns and name not in key
+    ]
+    unsure = changes.where(F.col(CHANGE) == UNSURE).select(*keys)
+    # The number of a key's rows stands in `CHANGE` until it is known what that makes of them.
+    there = source.select(*keys, *others).join(unsure, [*key], "left_semi")
+    there = there.withColumn(CHANGE, F.count(F.lit(1)).over(Window.partitionBy(*keys)))
+    there = there.dropDuplicates([*key])
+    found = unsure.join(there, [*key], "left").withColumn(
+        CHANGE,
+        F.when(F.col(CHANGE).isNull(), DELETE).when(F.col(CHANGE) > 1, DOUBLE).otherwise(UPDATE),
+    )
+    return changes.where(F.col(CHANGE) != UNSURE).unionByName(found, allowMissingColumns=True)
+
+
+def differences(
+    source: "DataFrame",
+    target: "DataFrame",
+    *,
+    key: Sequence[str],
+    carried: Sequence[str],
+    versions: Mapping[str, str],
+    with_deletes: bool,
+) -> "DataFrame":
+    """Return the rows of `source` (with `HASH`) in which the target is behind, with `CHANGE`.
+
+    `carried` are the columns that both have, `versions` the tasks' model versions. A key whose
+    text was scored by them is left out, or is a `REFRESH` where another column changed.
+    `with_deletes`, keys that only the target has are `DELETE`, their other columns null.
+    """
+    from pyspark.sql import functions as F
+
+    def ours(name: str) -> "Column":
+        return F.col(f"s.{quoted(name)}")
+
+    def theirs(name: str) -> "Column":
+        return F.col(f"t.{quoted(name)}")
+
+    same_key = reduce(lambda a, b: a & b, (ours(name) == theirs(name) for name in key))
+    is_scored = ours(HASH).eqNullSafe(theirs(HASH)) & is_scored_by(versions, "t.model")
+    others = [name for name in source.columns if name not in (*key, HASH)]
+    is_same = F.lit(True)
+    for name in set(carried) - set(key):
+        mine, its = (_comparable(side(name), source, name) for side in (ours, theirs))
+        is_same &= mine.eqNullSafe(its)
+    change = (
+        F.when(ours(key[0]).isNull(), DELETE)
+        .when(theirs(key[0]).isNull(), INSERT)
+        .when(~is_scored, UPDATE)
+        .when(~is_same, REFRESH)
+    )
+    joined = source.alias("s").join(
+        target.alias("t"), same_key, "full_outer" if with_deletes else "left"
+    )
+    columns = [F.coalesce(ours(name), theirs(name)).alias(name) for name in key]
+    columns += [ours(name) for name in (*others, HASH)]
+    return joined.select(*columns, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())
+
+
+def is_scored_by(versions: Mapping[str, str], model: str = "model") -> "Column":
+    """Tell rows that were scored by these model versions, by their column `model`."""
+    from pyspark.sql import functions as F
+
+    same = (F.col(model)[task].eqNullSafe(F.lit(each)) for task, each in versions.items())
+    return reduce(lambda a, b: a & b, same)
+
+
+def _comparable(column: "Column", df: "DataFrame", name: str) -> "Column":
+    """Return a column that `=` takes: Spark compares no maps."""
+    from pyspark.sql import functions as F
+
+    return F.to_json(column) if "map<" in df.schema[name].dataType.simpleString() else column

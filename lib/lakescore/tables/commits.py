@@ -1,0 +1,180 @@
+"""Commits of which each happens once: with a transaction's number, again after a conflict."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lakescore.errors import BusyError, TableError, root_cause
+from lakescore.tables.lock import alone
+from lakescore.tables.names import delta_table, identifier, quoted
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_CONF = "spark.databricks.delta."
+# Two writers that meet: the slower one reads again and tries again, after a pause that grows.
+_ATTEMPTS = 40
+_LONGEST_PAUSE = 8.0
+_UNWRITABLE = ("AccessDenied", "Mkdirs failed", "Permission denied", "Read-only file system")
+# Said where a new row's key is in the target at the moment of the commit: if it has left again by
+# then, that was a conflict.
+PRESENT = "lakescore: a new key is in the target already"
+_CONFLICTS = (
+    PRESENT,
+    "DELTA_CONCURRENT_APPEND",
+    "DELTA_CONCURRENT_DELETE_READ",
+    "DELTA_CONCURRENT_DELETE_DELETE",
+    "DELTA_CONCURRENT_WRITE",
+    "DELTA_METADATA_CHANGED",
+    "DELTA_PROTOCOL_CHANGED",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """One commit: its transaction (the same one is never done twice), and what history says."""
+
+    app: str
+    number: int
+    note: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a session says of it, for Delta."""
+        note = {"app": self.app, "number": self.number, **self.note}
+        return {
+            "write.txnAppId": self.app,
+            "write.txnVersion": str(self.number),
+            "commitInfo.userMetadata": json.dumps(note),
+        }
+
+
+def find_commit(
+    spark: "SparkSession", table: str, commit: Commit, *, since: int
+) -> dict[str, Any] | None:
+    """Return the note of a commit that was made after version `since`; None if it was not."""
+    history = delta_table(spark, table).history()
+    for row in history.where(history.version > since).select("userMetadata").collect():
+        said = note_of(row[0])
+        if (said.get("app"), said.get("number")) == (commit.app, commit.number):
+            return said
+    return None
+
+
+def app_of(writer: str) -> str:
+    """Return the application of a streaming query or of a run: what numbers its commits."""
+    return f"lakescore-{writer}"
+
+
+def note_of(metadata: str | None) -> dict[str, Any]:
+    """Return the note of a commit; an empty one where another writer has left its own words."""
+    try:
+        said = json.loads(metadata or "{}")
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+@contextmanager
+def session(spark: "SparkSession", settings: Mapping[str, str]) -> Iterator[None]:
+    """Give Delta some settings for a commit: a MERGE takes its transaction from here only."""
+    before = {name: spark.conf.get(_CONF + name, None) for name in settings}
+    try:
+        for name, value in settings.items():
+            spark.conf.set(_CONF + name, value)
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                spark.conf.unset(_CONF + name)
+            else:
+                spark.conf.set(_CONF + name, old)
+
+
+def set_property(
+    spark: "SparkSession", table: str, name: str, value: str, note: Mapping[str, object]
+) -> None:
+    """Set a table's property, which is a commit of its own; `note` is what history says of it."""
+    literal = value.replace("\\", "\\\\").replace("'", "\\'")
+    with session(spark, {"commitInfo.userMetadata": json.dumps(note)}):
+        spark.sql(
+            f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = '{literal}')"
+        )
+
+
+def committed(spark: "SparkSession", table: str, action: Callable[[], None]) -> None:
+    """Do what commits to a table, again where another writer came between.
+
+    Raises:
+        BusyError: another run of the same job did this at the same time.
+        TableError: the table cannot be written, or others were faster every time.
+    """
+
+    def once() -> None:
+        with alone(spark, table, wait=True):
+            action()
+
+    retried(table, once)
+
+
+def retried(
+    table: str,
+    action: Callable[[], None],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    draw: Callable[[float, float], float] = random.uniform,
+) -> None:
+    """Do what may conflict with other writers, up to forty times; the pauses grow, and are drawn.
+
+    Raises:
+        BusyError: another run of the same job did this at the same time.
+        TableError: the table cannot be written, or others were faster every time.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action()
+        except TableError:
+            raise
+        except Exception as error:  # Spark's, Delta's, and Java's own
+            said = str(error)
+            if "DELTA_CONCURRENT_TRANSACTION" in said:
+                raise BusyError(
+                    f"{table}: another run of this job wrote the same micro-batch at this moment; "
+                    "it has the rows"
+                ) from error
+            if not any(sign in said for sign in _CONFLICTS):
+                if (known := write_error(table, error)) is not None:
+                    raise known from error
+                raise
+            last = error
+        sleep(draw(0, min(_LONGEST_PAUSE, 0.2 * 2**attempt)))
+    raise TableError(
+        f"{table}: other writers were faster in {_ATTEMPTS} attempts; run the job again, or let "
+        "fewer of them write at once"
+    ) from last
+
+
+def write_error(place: str, error: Exception) -> TableError | None:
+    """Say why a place cannot be written, in words that quote no row; None if it is not that."""
+    said = str(error)
+    if "DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES" in said:
+        return TableError(
+            f"{place}: the name of one of the source's columns holds a space or one of ,;{{}}()=, "
+            "which the target cannot have; leave it out by source.columns"
+        )
+    if "No space left on device" in said:
+        return TableError(f"{place}: the disk is full; free some room and run the job again")
+    if "CHECK constraint" in said or "DELTA_NOT_NULL_CONSTRAINT" in said:
+        return TableError(
+            f"{place}: a constraint of it refuses a row; drop that constraint, or take such rows "
+            "out of the source"
+        )
+    if any(sign in said for sign in _UNWRITABLE):
+        return TableError(
+            f"{place}: cannot be written ({root_cause(error)}); name a folder or a table that can"
+        )
+    return None

@@ -1,0 +1,112 @@
+"""A stream over a source: its micro-batches, where each of them ends, what is before it."""
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lakescore.errors import LakescoreError
+from lakescore.tables.names import identifier, is_path, load
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+def read_stream(
+    spark: "SparkSession",
+    source: str,
+    *,
+    feed: bool,
+    starting_version: int | None,
+    max_bytes: int,
+    max_files: int | None,
+) -> "DataFrame":
+    """Return a stream of a table's rows, or of its change feed, in bounded micro-batches.
+
+    The checkpoint of the query that writes it says which are new. Without a starting version it
+    begins with all rows that are there.
+    """
+    options = {
+        "maxBytesPerTrigger": max_bytes,
+        "maxFilesPerTrigger": max_files or 2**31 - 1,
+        "readChangeFeed": feed or None,
+        "startingVersion": starting_version,
+    }
+    reader = spark.readStream.format("delta")
+    for name, value in options.items():
+        if value is not None:
+            reader = reader.option(name, value)
+    return reader.load(source) if is_path(source) else reader.table(identifier(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """Where a micro-batch of a stream ends.
+
+    Attributes:
+        whole: the last version that was wholly read by then.
+        part: the version of which a part was read, if there is one.
+        is_first: whether this is within the first read of the table, which has no versions.
+    """
+
+    whole: int
+    part: int | None
+    is_first: bool
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Offset":
+        """Return what Delta's own offset says; its index is below 0 where no part was read."""
+        version, is_part = int(said["reservoirVersion"]), int(said["index"]) >= 0
+        return cls(version - 1, version if is_part else None, bool(said["isStartingVersion"]))
+
+
+def offset_of(spark: "SparkSession", stream: str, number: int) -> Offset | None:
+    """Return where micro-batch `number` of a stream's folder ends; None before the first."""
+    if number < 0:
+        return None
+    lines = spark.read.text(f"{stream}/offsets/{number}").collect()
+    return Offset.of(json.loads(lines[-1][0]))
+
+
+def rows_expected(
+    spark: "SparkSession", source: str, stream: str, number: int, starting_version: int | None
+) -> int | None:
+    """Count what an append stream has before it, from its micro-batch `number` on; None if unknown.
+
+    Delta counts rows without reading them. After a crash inside a commit it may be more than
+    there is: rows of that commit which were read before count again.
+    """
+    done, whole = 0, -1 if starting_version is None else starting_version - 1
+    try:
+        if (offset := offset_of(spark, stream, number - 1)) is not None:
+            whole = -1 if offset.is_first else offset.whole
+        if whole >= 0:
+            done = load(spark, source, version=whole).count()
+        return max(load(spark, source).count() - done, 0)
+    except LakescoreError:  # that version's log is gone
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionsRead:
+    """The versions of a source that a run has read: the first, and the last one wholly read."""
+
+    first: int | None = None
+    last: int | None = None
+
+    def after(self, progress: Any) -> "VersionsRead":
+        """Return them with those of one micro-batch's progress added."""
+        [source] = progress["sources"]
+        begin, end = _offset(source["startOffset"]), _offset(source["endOffset"])
+        if end is None:
+            return self
+        last = end.whole if end.part is None else end.part
+        first = last if begin is None else begin.whole + 1
+        return VersionsRead(min(self.first if self.first is not None else first, first, last), last)
+
+
+def _offset(value: Any) -> Offset | None:
+    """Return Delta's offset: Spark 4 hands it over as the text of a dict, Spark 3.5 as a dict."""
+    found = ast.literal_eval(value) if isinstance(value, str) else value
+    return Offset.of(found) if isinstance(found, dict) else None
