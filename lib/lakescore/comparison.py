@@ -38,10 +38,10 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         )
     rows = load(spark, table, version=version)
     source.check_keys(rows, table, job.key)
-    rows = rows.withColumn(CHANGE, F.lit(changes.INSERT))
+    rows = rows.withColumn(CHANGE, F.lit(changes.UPDATE))
     prepared = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     todo = changes.differences(
-        prepared.drop(CHANGE),
+        prepared,
         load(spark, job.target, version=seen),
         key=job.key,
         carried=job.carried,

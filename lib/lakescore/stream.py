@@ -128,16 +128,14 @@ def _followed(
     there = load(spark, job.target)
     for name, least, greatest in zip(ranged, ends[::2], ends[1::2], strict=True):
         there = there.where(F.col(quoted(name)).between(least, greatest))
-    is_update = F.col(CHANGE) == changes.UPDATE
-    changed = changes.differences(
-        rows.where(is_update).drop(CHANGE),
+    return changes.differences(
+        rows,
         there,
         key=job.key,
         carried=job.carried,
         versions=job.plan.versions,
         with_deletes=False,
     )
-    return rows.where(~is_update).unionByName(changed)
 
 
 def _started(query: Any, job: Job) -> Any:

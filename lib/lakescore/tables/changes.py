@@ -126,10 +126,11 @@ def differences(
     versions: Mapping[str, str],
     with_deletes: bool,
 ) -> "DataFrame":
-    """Return the rows of `source` (with `HASH`) in which the target is behind, with `CHANGE`.
+    """Return the rows of `source` (with `HASH` and `CHANGE`) in which the target is behind.
 
-    `carried` are the columns that both have, `versions` the tasks' model versions. A key whose
-    text was scored by them is left out, or is a `REFRESH` where another column changed.
+    `carried` are the columns that both have, `versions` the tasks' model versions. An `UPDATE` is
+    an `INSERT` where the target lacks the key, left out where its text was scored by those
+    versions, or a `REFRESH` where only another column changed; other changes stay what they are.
     `with_deletes`, keys that only the target has are `DELETE`, their other columns null.
     """
     from pyspark.sql import functions as F
@@ -142,13 +143,14 @@ def differences(
 
     same_key = reduce(lambda a, b: a & b, (ours(name) == theirs(name) for name in key))
     is_scored = ours(HASH).eqNullSafe(theirs(HASH)) & is_scored_by(versions, "t.model")
-    others = [name for name in source.columns if name not in (*key, HASH)]
+    others = [name for name in source.columns if name not in (*key, HASH, CHANGE)]
     is_same = F.lit(True)
     for name in set(carried) - set(key):
         mine, its = (_comparable(side(name), source, name) for side in (ours, theirs))
         is_same &= mine.eqNullSafe(its)
     change = (
         F.when(ours(key[0]).isNull(), DELETE)
+        .when(ours(CHANGE) != UPDATE, ours(CHANGE))
         .when(theirs(key[0]).isNull(), INSERT)
         .when(~is_scored, UPDATE)
         .when(~is_same, REFRESH)
