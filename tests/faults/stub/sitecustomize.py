@@ -3,6 +3,9 @@
 It stands in for `lakescore.plan.load`, so that hundreds of runs take minutes and what Delta and
 Spark do can be timed. Its results follow from the text alone: one entity, the first letter, and a
 sentiment by the length. LAKESCORE_STUB_MS are milliseconds that each row takes.
+
+LAKESCORE_STUB_RECORD names a folder where each worker writes down what it scores, in a file that
+is named by its process: for each Arrow batch a line of how many rows, ended once they are scored.
 """
 
 import os
@@ -18,6 +21,7 @@ from lakescore.scorer import ERROR_TYPE, Results
 from lakescore.tasks.sentiment import LABEL_TYPE
 
 _SECONDS = float(os.environ.get("LAKESCORE_STUB_MS", "0")) / 1000
+_RECORD = os.environ.get("LAKESCORE_STUB_RECORD", "")
 
 
 class StubScorer:
@@ -28,9 +32,12 @@ class StubScorer:
 
     def score(self, columns: Iterable[pa.Array]) -> Iterator[Results]:
         for column in columns:
+            _record(str(len(column)))
             if _SECONDS:
                 time.sleep(_SECONDS * len(column))
-            yield self._results(column.cast(pa.string()))
+            results = self._results(column.cast(pa.string()))
+            _record("\n")
+            yield results
 
     def _results(self, texts: pa.Array) -> Results:
         is_null, is_blank = pc.is_null(texts), pc.equal(pc.utf8_trim_whitespace(texts), "")
@@ -47,6 +54,12 @@ class StubScorer:
                 failed, pa.nulls(len(texts), kind), make(texts, lengths, kind)
             )
         return Results(columns, pc.if_else(failed, 0, lengths).cast(pa.int32()), error)
+
+
+def _record(said: str) -> None:
+    if _RECORD:
+        with open(os.path.join(_RECORD, str(os.getpid())), "a") as file:
+            file.write(said)
 
 
 def _sentiment(texts: pa.Array, lengths: pa.Array, kind: pa.DataType) -> pa.Array:
