@@ -1,11 +1,16 @@
 """A driver process of its own: runs the commands that it is told on stdin, one line of JSON each.
 
 It answers each with a line of JSON: the run's summary, or the kind and the message of its error.
+A line that holds the settings of several jobs runs them at once, each in a thread with a session
+of its own; they are answered together, with the table of each commit that met a conflict.
 """
 
 import json
 import sys
+import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,14 +19,17 @@ from typing import Any
 from lakescore import JobConfig, LakescoreError, failpoints, rescore_table, retry_table, score_table
 from lakescore.purge import purge_target
 from lakescore.session import local_session
+from lakescore.tables import writing
 from tests.jobs import BRIEF_JVM
 
 RUNS = {"score": score_table, "retry": retry_table, "rescore": rescore_table}
+# Commits of one process are atomic with it, as those of an object store are.
+LOG_STORE = {"spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore"}
 
 
 def main(master: str, log_file: str) -> None:
     """Start Spark, say so, and run what comes."""
-    settings = BRIEF_JVM | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
+    settings = BRIEF_JVM | LOG_STORE | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
     with local_session(
         "faults", master=master, settings=settings, log_file=Path(log_file)
     ) as spark:
@@ -30,8 +38,32 @@ def main(master: str, log_file: str) -> None:
             print(json.dumps(_answer(spark, **json.loads(line))), flush=True)
 
 
-def _answer(spark: Any, *, command: str, settings: dict[str, Any], unlocked: bool) -> Any:
+def _answer(spark: Any, *, command: str, settings: Any, unlocked: bool) -> Any:
     failpoints.UNLOCKED = unlocked
+    failpoints.UNLOCKED_COMMITS = isinstance(settings, list)
+    if not isinstance(settings, list):
+        return _run(spark, command, settings)
+    conflicts: list[str] = []  # the tables where another writer came between
+    retried = writing.retried
+
+    def counted(table: str, action: Callable[[], None]) -> None:
+        def sleep(seconds: float) -> None:
+            conflicts.append(table)
+            time.sleep(seconds)
+
+        retried(table, action, sleep=sleep)
+
+    writing.retried = counted
+    try:
+        with ThreadPoolExecutor(len(settings)) as threads:
+            jobs = [threads.submit(_run, spark.newSession(), command, job) for job in settings]
+            answers = [job.result() for job in jobs]
+    finally:
+        writing.retried = retried
+    return {"answers": answers, "conflicts": conflicts}
+
+
+def _run(spark: Any, command: str, settings: dict[str, Any]) -> Any:
     try:
         config = JobConfig.parse(settings)
         if command == "purge":
