@@ -9,7 +9,8 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -22,21 +23,22 @@ import sitecustomize  # noqa: E402, F401  # puts the stub in place of the models
 
 from lakescore.session import local_session  # noqa: E402
 from tests.faults import canary, cases  # noqa: E402
-from tests.faults.lab import Lab  # noqa: E402
+from tests.faults.lab import Lab, Record  # noqa: E402
 from tests.jobs import BRIEF_JVM  # noqa: E402
 from tests.tiny_models import tiny_model  # noqa: E402
 
-Case = Callable[[Lab, int], Iterator[bool]]
+# One trial, by its number and how many outcomes it has; returns how many of them held.
+Case = Callable[[Lab, int, int], int]
 
-# Each kind, its trials in full and with --quick.
-KINDS: dict[str, tuple[Case, int, int]] = {
-    "worker_kills": (cases.worker_kills, 20, 1),
-    "executor_kills": (cases.executor_kills, 5, 1),
-    "driver_kills": (cases.driver_kills, 50, 1),
-    "double_starts": (cases.double_starts, 20, 2),
-    "concurrent_commits": (cases.concurrent_commits, 25, 1),
-    "poison_rows": (cases.poison_rows, 3, 1),
-    "cdf_steps": (cases.cdf_steps, 500, 6),
+# Each kind, and the outcomes of each of its trials in full and with --quick.
+KINDS: dict[str, tuple[Case, Sequence[int], Sequence[int]]] = {
+    "worker_kills": (cases.worker_kills, [1] * 20, [1]),
+    "executor_kills": (cases.executor_kills, [1] * 5, [1]),
+    "driver_kills": (cases.driver_kills, [1] * 50, [1]),
+    "double_starts": (cases.double_starts, [1] * 20, [1, 1]),
+    "concurrent_commits": (cases.concurrent_commits, [100], [4]),
+    "poison_rows": (cases.poison_rows, [1] * 3, [1]),
+    "cdf_steps": (cases.cdf_steps, [1, 4, 15, 30] * 10, [1, 5]),
 }
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--only", choices=kinds, nargs="+", default=kinds, help="these kinds alone")
     parser.add_argument("--seed", type=int, default=17)
     arguments = parser.parse_args()
-    tally: dict[str, list[int] | int] = {}
+    tally: dict[str, list[int] | int | None] = {}
     with tempfile.TemporaryDirectory(prefix="lakescore-faults-") as name:
         folder = Path(name)
         os.chdir(folder)  # MLflow keeps its artifacts beside where it is started
@@ -57,24 +59,46 @@ def main() -> None:
             "entities": str(tiny_model(folder / "entities")),
             "sentiment": str(tiny_model(folder / "sentiment", head="sequence-classification")),
         }
+        record = Record(folder / "lab.record")
+        os.environ["LAKESCORE_STUB_RECORD"] = str(record.folder)
         settings = BRIEF_JVM | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
         with local_session(
             "faults", master="local[2,4]", settings=settings, log_file=folder / "lab.spark.log"
         ) as spark:
-            with closing(Lab(spark, folder, models, random.Random(arguments.seed))) as lab:
+            with closing(Lab(spark, folder, models, random.Random(arguments.seed), record)) as lab:
                 for kind, (case, full, quick) in KINDS.items():
                     if kind in arguments.only:
-                        outcomes = []
-                        for held in case(lab, quick if arguments.quick else full):
-                            outcomes.append(held)
-                            said = "held" if held else "BROKEN"
-                            print(f"{kind} {len(outcomes)}: {said}", file=sys.stderr, flush=True)
-                        tally[kind] = [sum(outcomes), len(outcomes)]
+                        tally[kind] = _tally(lab, kind, case, quick if arguments.quick else full)
                 if "canary_hits" in arguments.only:
-                    tally["canary_hits"] = canary.hits(lab)
+                    tally["canary_hits"] = _tried(lab, lambda: canary.hits(lab))
     print(json.dumps(tally))
     broken = any(value[0] < value[1] for value in tally.values() if isinstance(value, list))
-    sys.exit(bool(broken or tally.get("canary_hits")))
+    sys.exit(broken or tally.get("canary_hits", 0) != 0)
+
+
+def _tally(lab: Lab, kind: str, case: Case, trials: Sequence[int]) -> list[int]:
+    """Do the trials of a kind, and return how many outcomes held, and how many there are."""
+    sums = [0, 0]
+    for nth, outcomes in enumerate(trials):
+        held = _tried(lab, lambda: case(lab, nth, outcomes)) or 0  # noqa: B023  # called at once
+        print(
+            f"{kind} {nth}: {'held' if held == outcomes else f'BROKEN, {held} of {outcomes} held'}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sums[0] += held
+        sums[1] += outcomes
+    return sums
+
+
+def _tried(lab: Lab, trial: Callable[[], int]) -> int | None:
+    """Return what a trial does, or None where it raises: what comes after it goes on."""
+    try:
+        return trial()
+    except Exception:  # of any kind
+        traceback.print_exc()
+        lab.close()  # drivers that are still at something
+        return None
 
 
 if __name__ == "__main__":

@@ -1,30 +1,58 @@
-"""The kinds of faults; each case does one trial and says whether the oracle held."""
+"""The kinds of faults: each case does one trial, and returns how many of its outcomes held.
 
+It is given the trial's number and how many outcomes it has: most have one.
+"""
+
+import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.faults.lab import ROWS_PER_FILE, Lab
+from lakescore import JobConfig
+from lakescore.purge import purge_target
+from lakescore.tables import load, version
+from tests.faults.lab import ROWS_PER_FILE, Driver, Lab, ancestor, said
+from tests.tiny_models import tiny_model
 
-# Every named step of a run, and how often one run of three micro-batches reaches it.
-STEPS = {
-    "planned": 1,
-    "target_ready": 1,
-    "batch_begun": 3,
-    "batch_staged": 3,
-    "batch_checked": 3,
-    "batch_committed": 3,
-    "query_ended": 1,
-    "stage_removed": 1,
-    "bill_written": 1,
+STREAM_STEPS = (
+    "planned", "target_ready", "batch_begun", "batch_staged", "batch_checked", "batch_committed",
+    "query_ended", "stage_removed", "bill_written",
+)  # fmt: skip
+COMPARED_STEPS = (
+    "planned", "target_ready", "todo_written", "batch_begun", "batch_staged", "batch_checked",
+    "batch_committed", "todo_removed", "stage_removed", "bill_written",
+)  # fmt: skip
+# A job by how it reads and writes, and the named steps that its run reaches.
+MODES = {
+    "append": STREAM_STEPS,
+    "cdf": STREAM_STEPS,
+    "snapshot": COMPARED_STEPS,
+    "overwrite": COMPARED_STEPS,
+    "rescore": COMPARED_STEPS,
+    "retry": ("batch_staged", "batch_committed"),  # all else is as with rescore
 }
-SNAPSHOT_STEPS = ("todo_written", "batch_committed", "todo_removed", "stage_removed")
+POINTS = [(mode, step) for mode, steps in MODES.items() for step in steps]
+STREAMS = ("append", "cdf")
+# Where a run that dies has a commit which it has not noted yet: the next one has its rows too.
+NOT_NOTED = {
+    ("append", "batch_committed"),
+    ("cdf", "batch_committed"),
+    ("overwrite", "batch_committed"),
+    ("overwrite", "todo_removed"),
+}
 # How long a row takes where something is to happen meanwhile.
-STUB_MS = "15"
+STUB_MS = "100"
+FILES = 3
+# Arrow batches of a run: a micro-batch for each file, in two tasks.
+BATCHES = 2 * FILES
+ATTEMPTS = 5
+JOBS = 4
 # What texts do to a real model, by a word in them or by their length.
 POISON, REFUSED, TOO_WIDE = "XPOISONX", "XREFUSEDX", 60
 TEXT_FAULTS = {
@@ -34,174 +62,341 @@ TEXT_FAULTS = {
 }
 
 
-def driver_kills(lab: Lab, trials: int) -> Iterator[bool]:
-    """Kill the driver at each named step, in the modes that append and that merge."""
-    sources = {
-        changes: lab.source(f"kill_{changes}", files=3, feed=changes == "cdf")
-        for changes in ("append", "cdf", "snapshot")
-    }
-    points = [
-        (changes, step, nth)
-        for step, times in STEPS.items()
-        for nth in range(1, times + 1)
-        for changes in ("append", "cdf")
-    ]
-    points += [("snapshot", step, 1) for step in SNAPSHOT_STEPS]
-    lab.rng.shuffle(points)
-    for trial in range(trials):
-        changes, step, nth = points[trial % len(points)]
-        settings = lab.settings(sources[changes], f"killed_{trial}", source={"changes": changes})
-        driver = lab.driver(LAKESCORE_FAILPOINT=f"{step}:{nth}")
-        driver.start(settings)
-        held = driver.was_killed()
-        yield held and lab.recovers(settings)
+def worker_kills(lab: Lab, nth: int, outcomes: int) -> int:
+    """Kill a Python worker while it scores, at a random moment; the job goes on."""
+    driver = lab.driver(LAKESCORE_STUB_MS=STUB_MS)
+    return _goes_on(lab, driver, f"workers_{nth}", lambda worker: worker, "Lost task")
+
+
+def executor_kills(lab: Lab, nth: int, outcomes: int) -> int:
+    """Kill one of two executors while a worker of it scores; the job goes on."""
+    driver = lab.driver(master="local-cluster[2,1,1024]", LAKESCORE_STUB_MS=STUB_MS)
+
+    def executor(worker: int) -> int:
+        return ancestor(worker, "CoarseGrainedExecutorBackend")
+
+    return _goes_on(lab, driver, f"executors_{nth}", executor, "Lost executor")
+
+
+def _goes_on(lab: Lab, driver: Driver, name: str, victim: Callable[[int], int], trace: str) -> bool:
+    """Kill the victim that belongs to a worker at work, and tell whether its loss cost nothing.
+
+    A run that ended before it was struck, by what Spark's log says, is done again.
+    """
+    settings = lab.settings(lab.source("struck", files=FILES), name)
+    for _ in range(ATTEMPTS):
         lab.forget(settings)
-
-
-def worker_kills(lab: Lab, trials: int) -> Iterator[bool]:
-    """Kill a Python worker at random, while the job goes on."""
-    source = lab.source("workers", files=3)
-    for trial in range(trials):
-        driver = lab.driver(LAKESCORE_STUB_MS=STUB_MS)
-        settings = lab.settings(source, f"workers_{trial}")
+        driver.scored.clear()
+        before = driver.log.stat().st_size
         driver.start(settings)
-        victims = driver.wait_for_workers()
-        time.sleep(lab.rng.uniform(0, 2))
-        _kill(lab.rng.choice(driver.workers() or victims))
-        yield _went_well(driver.answer()) and lab.recovers(settings)
-        lab.forget(settings)
+        begun = lab.rng.randint(1, BATCHES)
+        driver.wait_until(lambda: len(driver.scored.lengths) >= begun)  # noqa: B023  # at once
+        time.sleep(lab.rng.uniform(0, float(STUB_MS) / 1000 * ROWS_PER_FILE / 2))
+        with suppress(OSError):  # it has ended meanwhile
+            for worker in driver.scored.at_work[:1]:
+                os.kill(victim(worker), signal.SIGKILL)
+        answer = driver.answer()
+        if trace in driver.log.read_bytes()[before:].decode(errors="replace"):
+            break
+    else:
+        return said(False, f"{name}: nothing was struck in {ATTEMPTS} runs")
+    rows = FILES * ROWS_PER_FILE
+    return (
+        said(answer.get("rows_in") == rows < driver.scored.rows, f"{name}: {answer}")
+        and _adds_up(lab, settings, rows, rows)
+        and lab.holds(settings)
+        and lab.rests(settings)
+    )
 
 
-def executor_kills(lab: Lab, trials: int) -> Iterator[bool]:
-    """Kill one of two executors at random, while the job goes on."""
-    source = lab.source("executors", files=3)
-    for trial in range(trials):
-        driver = lab.driver(master="local-cluster[2,1,1024]", LAKESCORE_STUB_MS=STUB_MS)
-        settings = lab.settings(source, f"executors_{trial}")
-        driver.start(settings)
-        driver.wait_for_workers()
-        time.sleep(lab.rng.uniform(0, 2))
-        _kill(lab.rng.choice(driver.descendants("CoarseGrainedExecutorBackend")))
-        yield _went_well(driver.answer()) and lab.recovers(settings)
-        lab.forget(settings)
+def _adds_up(lab: Lab, settings: dict[str, Any], rows: int, billed: int, clean: str = "") -> bool:
+    """Tell whether `rows` were scored or failed, by the target's rows, and `billed` by the bills.
+
+    Rows and bill of the run `clean`, which came before the fault, do not count.
+    """
+    found = lab.count(lab.target(settings).where(f"run_id <> '{clean}'"))
+    bills = [count for run, count in lab.billed(settings).items() if run != clean]
+    in_bills = sum(count.rows for count in bills)
+    same = in_bills != rows or sum(count.scored for count in bills) == found.scored
+    return said(
+        (found.rows, in_bills, same) == (rows, billed, True),
+        f"{settings['target']['table']}: {found} for {rows} rows, {bills} for {billed} billed",
+    )
 
 
-def double_starts(lab: Lab, trials: int) -> Iterator[bool]:
-    """Start the same job twice at once: one wins, and the other says so or finds nothing new.
+def driver_kills(lab: Lab, nth: int, outcomes: int) -> int:
+    """Kill the driver at a named step, in one of the modes; the next run makes up for it."""
+    if nth % len(POINTS) == 0:
+        lab.rng.shuffle(POINTS)
+    mode, step = POINTS[nth % len(POINTS)]
+    settings, rows, handled, clean = _prepared(lab, mode, f"kill_{nth}")
+    command = mode if mode in ("rescore", "retry") else "score"
+    is_repeated = mode != "overwrite" and step.startswith("batch_")
+    step_nth = f"{step}:{lab.rng.randint(1, FILES if mode in STREAMS else 2) if is_repeated else 1}"
+    driver = lab.driver(LAKESCORE_FAILPOINT=step_nth)
+    driver.start(settings, command=command)
+    if not said(driver.was_killed(), f"{mode} was not killed at {step_nth}"):
+        return False
+
+    # What was committed and noted is not done again: of that the target alone tells.
+    done = 0
+    if Path(settings["target"]["table"]).exists():
+        at = version(lab.spark, settings["target"]["table"]) - ((mode, step) in NOT_NOTED)
+        done = lab.target(settings, version=at).where(f"run_id <> '{clean}'").count()
+    lab.scored.clear()
+    again = lab.run(settings, command=command)
+    scored = lab.scored.rows
+    if mode in STREAMS:  # nothing is scored twice: what was staged is there still
+        scores = driver.scored.rows + scored == handled
+    else:
+        scores = scored == again.rows_in + again.rows_refreshed + again.rows_deleted
+    billed = rows - done + (rows if step == "bill_written" else 0)
+    held = (
+        said(
+            scores and again.rows_in == rows - done,
+            f"after it: {again}; {rows - done} of {rows} rows were left, of {handled} handled "
+            f"{driver.scored.rows} and then {scored} were scored",
+        )
+        and _adds_up(lab, settings, rows, billed, clean)
+        and lab.holds(settings)
+        and lab.rests(settings, command=command)
+    )
+    lab.forget(settings)
+    return said(held, f"this was {mode} killed at {step_nth}")
+
+
+def _prepared(lab: Lab, mode: str, name: str) -> tuple[dict[str, Any], int, int, str]:
+    """Make a job with something to do.
+
+    Returns its settings, the rows that are to be scored, those that a scorer is handed (deleted
+    and refreshed ones too, without their text), and the run that came before.
+    """
+    source = lab.source(name, files=FILES, feed=mode == "cdf")
+    changes = mode if mode in STREAMS else "snapshot"
+    # A snapshot is divided by bytes into two steps at least, a stream into its commits.
+    small = {"changes": changes, "max_bytes": 2_000}
+    settings = lab.settings(source, f"{name}_target", source=small)
+    all_rows = FILES * ROWS_PER_FILE
+    if mode == "append":
+        return settings, all_rows, all_rows, ""
+    if mode == "overwrite":
+        settings["target"]["write"] = "overwrite"
+    large = {"max_files": 1_000, "max_bytes": 2**20}
+    whole = settings | {"source": settings["source"] | large}
+    clean = lab.run(whole).mlflow_run_id
+    if mode == "rescore":
+        newer = {"model": str(tiny_model(lab.folder / "newer", seed=5))}
+        settings["tasks"] |= {"entities": newer}
+        return settings, all_rows, all_rows, clean
+    if mode == "retry":
+        lab.spark.sql(
+            f"UPDATE delta.`{settings['target']['table']}` SET entities = NULL, sentiment = NULL, "
+            "n_tokens = 0, error = named_struct('code', 'worker_lost', 'detail', 'gone') "
+            "WHERE id < 10 AND error IS NULL"
+        )
+        lost = lab.target(settings).where("error.code = 'worker_lost'").count()
+        return settings, lost, lost, clean
+    table = f"delta.`{source}`"
+    lab.spark.sql(f"UPDATE {table} SET text = concat('Now ', id) WHERE id < 10")
+    lab.spark.sql(f"UPDATE {table} SET other = other + 1 WHERE id BETWEEN 30 AND 34")
+    lab.spark.sql(f"DELETE FROM {table} WHERE id BETWEEN 60 AND 66")
+    lab.add(source, all_rows, all_rows + ROWS_PER_FILE, feed=mode == "cdf")
+    if mode == "overwrite":
+        rows = all_rows - 7 + ROWS_PER_FILE
+        return settings, rows, rows, clean
+    rows = 10 + ROWS_PER_FILE + (5 if mode == "cdf" else 0)
+    return settings, rows, 10 + 5 + 7 + ROWS_PER_FILE, clean
+
+
+def double_starts(lab: Lab, nth: int, outcomes: int) -> int:
+    """Start the same job twice: one has the rows, and the other says so or finds nothing new.
 
     Every other trial is without the lock of this machine's disk, which other stores do not have.
+    Of twelve trials the first six start the second run once the first one scores.
     """
-    changes = ("append", "cdf")
-    sources = {each: lab.source(f"twice_{each}", files=3, feed=each == "cdf") for each in changes}
-    for trial in range(trials):
-        mode = changes[trial // 2 % 2]
-        settings = lab.settings(sources[mode], f"twice_{trial}", source={"changes": mode})
-        drivers = [lab.driver(nth, LAKESCORE_STUB_MS=STUB_MS) for nth in range(2)]
-        for driver in drivers:
-            driver.start(settings, unlocked=trial % 2 == 1)
-            time.sleep(lab.rng.choice((0.0, 0.0, lab.rng.uniform(0, 3))))
-        answers = [driver.answer() for driver in drivers]
-        errors = [each["error"] for each in answers if "error" in each]
-        if not (held := errors in ([], ["BusyError"])):
-            print(f"double start: {answers}", file=sys.stderr)
-        yield held and lab.holds(settings) and lab.recovers(settings)
-        lab.forget(settings)
+    is_unlocked, mode = nth % 2 == 1, ("append", "cdf", "snapshot")[nth // 2 % 3]
+    is_overlapping = nth // 6 % 2 == 0
+    source = lab.source(f"twice_{mode}", files=FILES, feed=mode == "cdf")
+    settings = lab.settings(source, f"twice_{nth}", source={"changes": mode})
+    first, second = (lab.driver(each, LAKESCORE_STUB_MS=STUB_MS) for each in range(2))
+    for driver in (first, second):
+        driver.scored.clear()
+    first.start(settings, unlocked=is_unlocked)
+    if is_overlapping:
+        first.wait_until(lambda: bool(first.scored.at_work))
+    else:
+        time.sleep(lab.rng.choice((0.0, lab.rng.uniform(0, 3))))
+    second.start(settings, unlocked=is_unlocked)
+    answers = [driver.answer() for driver in (first, second)]
+    refused = [each["message"] for each in answers if each.get("error") == "BusyError"]
+    rows_in = [each["rows_in"] for each in answers if "rows_in" in each]
+    rows = FILES * ROWS_PER_FILE
+    if is_overlapping and not is_unlocked:  # it cannot but meet the lock
+        held = len(refused) == 1 and "another run of this job is at work" in refused[0]
+    else:
+        held = all("another run of this job" in each for each in refused)
+    held = held and len(refused) + len(rows_in) == 2 and sum(rows_in) == rows
+    held = held and (len(refused) == 1 or 0 in rows_in)
+    held = (
+        said(held, f"double start, {mode}, unlocked={is_unlocked}: {answers}")
+        and _adds_up(lab, settings, rows, rows)
+        and lab.holds(settings)
+        and lab.rests(settings)
+    )
+    lab.forget(settings)
+    return held
 
 
-def concurrent_commits(lab: Lab, commits: int) -> Iterator[bool]:
-    """Let jobs write one target at once, half by MERGE and half by append; none loses a commit.
+def concurrent_commits(lab: Lab, nth: int, outcomes: int) -> int:
+    """Let four jobs write one target at once, half by MERGE and half by append.
 
-    There are four of them, or two where each has one commit to make.
+    They are threads of one process, whose log store is atomic there: no lock keeps them apart, and
+    Delta's own conflicts are met. An outcome is a commit that is in the target's history once, with
+    its rows whole in the target.
     """
-    modes = ("append", "cdf") * (1 if commits == 1 else 2)
+    commits = outcomes // JOBS
     jobs = []
-    for nth, mode in enumerate(modes):
-        first = nth * commits * ROWS_PER_FILE
-        source = lab.source(f"shared_{nth}", files=commits, feed=mode == "cdf", first=first)
+    for job in range(JOBS):
+        mode, first = STREAMS[job % 2], job * commits * ROWS_PER_FILE
+        source = lab.source(f"shared_{job}", files=commits, feed=mode == "cdf", first=first)
         own = {"checkpoint": f"{source}_checkpoint"}
         jobs.append(lab.settings(source, "shared", source={"changes": mode}, target=own))
-    drivers = [lab.driver(nth, LAKESCORE_STUB_MS=STUB_MS) for nth in range(len(modes))]
-    for driver, job in zip(drivers, jobs, strict=True):
-        driver.start(job)
-    answers = [driver.answer() for driver in drivers]
-    target = lab.spark.read.format("delta").load(jobs[0]["target"]["table"])
-    keys = target.select("id").collect()
-    expected = list(range(len(modes) * commits * ROWS_PER_FILE))
-    if not (is_whole := sorted(row.id for row in keys) == expected):
-        print(
-            f"concurrent commits: {len(keys)} of {len(expected)} rows; {answers}", file=sys.stderr
-        )
-    for answer in answers:
-        all_in = answer.get("rows_in") == commits * ROWS_PER_FILE
-        for _ in range(commits):
-            yield is_whole and all_in
-    lab.forget(jobs[0])
-
-
-def poison_rows(lab: Lab, trials: int) -> Iterator[bool]:
-    """Let a text kill its worker, with real models: its row alone fails."""
-    for trial in range(trials):
-        source = lab.source(f"poison_{trial}", files=1)
-        key = lab.rng.randrange(100, 130)
-        lab.spark.range(key, key + 1).selectExpr(
-            "id", f"'a {POISON} b' AS text", "0L AS other"
-        ).write.format("delta").mode("append").save(source)
-        settings = lab.settings(source, f"poisoned_{trial}")
-        driver = lab.driver(stub=False, **TEXT_FAULTS)
-        answer = driver.run(settings)
-        target = lab.spark.read.format("delta").load(settings["target"]["table"])
-        lost = target.where("error.code = 'worker_lost'").select("id").collect()
-        failed = target.where("error.code NOT IN ('null_text', 'blank_text')").count()
-        yield (
-            [row.id for row in lost] == [key]
-            and failed == 1
-            and target.count() == ROWS_PER_FILE + 1 == answer["rows_in"]
-        )
-        lab.forget(settings)
-
-
-def cdf_steps(lab: Lab, steps: int) -> Iterator[bool]:
-    """Change a source at random, with runs in between; the target follows, and forgets."""
-    source = lab.source("changing", files=2, feed=True)
-    settings = lab.settings(source, "followed", source={"changes": "cdf", "max_files": 1000})
-    table = f"delta.`{source}`"
-    next_key = 2 * ROWS_PER_FILE
-    lab.run(settings)
-    held = lab.holds(settings)
-    for step in range(steps):
-        keys = [
-            row.id for row in lab.spark.read.format("delta").load(source).select("id").collect()
-        ]
-        chosen = lab.rng.sample(keys, min(len(keys), lab.rng.randint(1, 3)))
-        among = ", ".join(map(str, chosen)) or "-1"
-        action = lab.rng.choice(("insert", "update", "delete", "move"))
-        if action == "insert" or not keys:
-            lab.spark.sql(f"INSERT INTO {table} VALUES ({next_key}, 'Text {step}', {step})")
-            next_key += 1
-        elif action == "update":
-            lab.spark.sql(
-                f"UPDATE {table} SET text = concat('Now {step} ', id) WHERE id IN ({among})"
+    answer = lab.driver(LAKESCORE_STUB_MS=STUB_MS).run(jobs)
+    for each in answer["answers"]:
+        said(each.get("rows_in") == commits * ROWS_PER_FILE, f"concurrent commits: {each}")
+    is_met = said(bool(answer["conflicts"]), "concurrent commits: no conflict was met")
+    history = lab.spark.sql(f"DESCRIBE HISTORY delta.`{jobs[0]['target']['table']}`")
+    made = [json.loads(row[0]) for row in history.select("userMetadata").collect() if row[0]]
+    found = _by_file(lab.rows(lab.target(jobs[0])))
+    held = 0
+    for job, settings in enumerate(jobs):
+        expected = _by_file(lab.expected(settings))
+        run = answer["answers"][job].get("mlflow_run_id")
+        apps = {each["app"] for each in made if each["run_id"] == run}
+        for number in range(commits):
+            file = job * commits + number
+            times = [each["app"] in apps and each["number"] == number for each in made].count(True)
+            held += said(
+                len(apps) == times == 1 and found[file] == expected[file],
+                f"commit {number} of job {job}: {times} times, {len(found[file])} rows",
             )
-        elif action == "delete":
-            lab.spark.sql(f"DELETE FROM {table} WHERE id IN ({among})")
-        else:  # one row gets another key
-            lab.spark.sql(f"UPDATE {table} SET id = {next_key} WHERE id = {chosen[0]}")
-            next_key += 1
-        if lab.rng.random() < 0.05:
-            lab.run(settings)
-            held &= lab.holds(settings)
-    lab.spark.sql(f"DELETE FROM {table} WHERE id % 7 = 0")
-    held &= lab.recovers(settings)
-    held &= _forgets(lab, settings)
-    for _ in range(steps):
-        yield held
+    rows = JOBS * commits * ROWS_PER_FILE
+    return held if is_met and _adds_up(lab, jobs[0], rows, rows) else 0
+
+
+def _by_file(rows: Sequence[str]) -> dict[int, list[str]]:
+    """Divide rows by the file of the source that they are of."""
+    files = defaultdict(list)
+    for row in rows:
+        files[json.loads(row)["id"] // ROWS_PER_FILE].append(row)
+    return files
+
+
+def poison_rows(lab: Lab, nth: int, outcomes: int) -> int:
+    """Let a text kill its worker, with real models: its row alone fails."""
+    source = lab.source(f"poison_{nth}", files=1)
+    key = lab.rng.randrange(100, 130)
+    lab.spark.range(key, key + 1).selectExpr(
+        "id", f"'a {POISON} b' AS text", "0L AS other"
+    ).write.format("delta").mode("append").save(source)
+    settings = lab.settings(source, f"poisoned_{nth}")
+    answer = lab.driver(stub=False, **TEXT_FAULTS).run(settings)
+    lost = lab.target(settings).where("error.code = 'worker_lost'").select("id").collect()
+    count = lab.count(lab.target(settings))
+    rows = ROWS_PER_FILE + 1
+    held = (
+        [row.id for row in lost] == [key]
+        and count.failed.keys() == {"worker_lost", "null_text", "blank_text"}
+        and (answer.get("rows_in"), answer.get("rows_scored")) == (rows, count.scored)
+    )
+    return said(held, f"poison: {answer}; {count}, lost {lost}") and _adds_up(
+        lab, settings, rows, rows
+    )
+
+
+# What happens to a source that changes; `new` is a key that no row has, `some` and `one` are
+# keys that are there.
+CHANGES = {
+    "insert": "INSERT INTO {table} VALUES ({new}, 'New {step}', 0), ({new} + 1, NULL, {step})",
+    "update": "UPDATE {table} SET text = concat('Now {step} ', id) WHERE id IN ({some})",
+    "delete": "DELETE FROM {table} WHERE id IN ({some})",
+    "move": "UPDATE {table} SET id = {new} WHERE id = {one}",
+    "merge": (
+        "MERGE INTO {table} t USING (SELECT explode(array({some}, {new})) AS id) s ON t.id = s.id"
+        " WHEN MATCHED AND t.id % 3 = 0 THEN DELETE"
+        " WHEN MATCHED THEN UPDATE SET text = concat('Merged {step} ', t.id)"
+        " WHEN NOT MATCHED THEN INSERT (id, text, other) VALUES (s.id, 'Merged {step}', 0)"
+    ),
+    "overwrite": (
+        "INSERT OVERWRITE {table} SELECT /*+ REPARTITION(3) */ id,"
+        " CASE WHEN id IN ({some}) THEN concat('Again {step} ', id) ELSE text END, other"
+        " FROM {table}"
+    ),
+    "restore": "RESTORE TABLE {table} TO VERSION AS OF {before}",
+}
+WEIGHTS = {"overwrite": 1, "restore": 1}
+USUAL = 4
+
+
+def cdf_steps(lab: Lab, nth: int, outcomes: int) -> int:
+    """Change a source at random, and then run the job; the target follows, and forgets.
+
+    An outcome is a change, which holds if the run after it does. One run in four is killed first.
+    """
+    source = lab.source("changing", files=2, feed=True)
+    max_files = lab.rng.choice((1, 2, 1000))
+    settings = lab.settings(source, "followed", source={"changes": "cdf", "max_files": max_files})
+    if not Path(settings["target"]["table"]).exists():  # the first trial, or one after a broken one
+        lab.run(settings)
+    told = [_change(lab, source) for _ in range(outcomes)]
+    step = None
+    if lab.rng.random() < 0.25:
+        step = lab.rng.choice(STREAM_STEPS)
+        driver = lab.driver(LAKESCORE_FAILPOINT=step)
+        driver.run(settings)
+        driver.kill()  # where there was nothing to do, and the step was not reached
+    try:
+        held = lab.recovers(settings) and (outcomes < 5 or _forgets_deleted(lab, source, settings))
+    except Exception:
+        held = False
+        traceback.print_exc()
+    if not held:
+        lab.forget(settings)  # else each trial that follows would be broken too
+    changes = "\n  ".join(told)
+    return outcomes * said(held, f"max_files {max_files}, killed at {step}, after\n  {changes}")
+
+
+def _change(lab: Lab, source: str) -> str:
+    """Change a source somehow, and return how."""
+    keys = [row.id for row in load(lab.spark, source).select("id").collect()] or [0]
+    some = lab.rng.sample(keys, min(len(keys), lab.rng.randint(1, 3)))
+    at = version(lab.spark, source)
+    weights = [WEIGHTS.get(each, USUAL) for each in CHANGES]
+    [change] = lab.rng.choices(list(CHANGES.values()), weights)
+    sql = change.format(
+        table=f"delta.`{source}`",
+        new=max(keys) + 1,
+        some=", ".join(map(str, some)),
+        one=some[0],
+        step=at + 1,
+        before=at - 1,
+    )
+    lab.spark.sql(sql)
+    return sql
+
+
+def _forgets_deleted(lab: Lab, source: str, settings: dict[str, Any]) -> bool:
+    """Delete a row that the target has, and tell whether a purge leaves nothing of it."""
+    texts = load(lab.spark, source).where("trim(text) <> ''")
+    lab.spark.sql(
+        f"DELETE FROM delta.`{source}` WHERE id = {texts.selectExpr('max(id)').head()[0]}"
+    )
+    lab.run(settings)
+    return lab.holds(settings) and _forgets(lab, settings)
 
 
 def _forgets(lab: Lab, settings: dict[str, Any]) -> bool:
     """Purge the target, and tell whether no file of it has a text that its rows have no more."""
-    from lakescore import JobConfig
-    from lakescore.purge import purge_target
-
     target = settings["target"]["table"]
 
     def texts_in_files() -> set[Any]:
@@ -210,20 +405,10 @@ def _forgets(lab: Lab, settings: dict[str, Any]) -> bool:
         ]
         return {row[0] for row in lab.spark.read.parquet(*files).select("text").collect()}
 
-    live = {row[0] for row in lab.spark.read.format("delta").load(target).select("text").collect()}
+    live = {row[0] for row in lab.target(settings).select("text").collect()}
     before = texts_in_files()
     purge_target(lab.spark, JobConfig.parse(settings), retain_hours=0)
-    return before > live and texts_in_files() == live
-
-
-def _went_well(answer: Any) -> bool:
-    if "error" in answer:
-        print(f"a run was to go on: {answer}", file=sys.stderr)
-    return "error" not in answer
-
-
-def _kill(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has ended meanwhile: nothing was lost
+    return said(
+        before > live and texts_in_files() == live,
+        f"{target}: {len(before)} texts in files, {len(live)} in rows; a purge left others",
+    )

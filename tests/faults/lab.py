@@ -9,23 +9,67 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakescore import JobConfig, RunSummary, score, score_table
+from lakescore import JobConfig, RunSummary, score
 from lakescore.tables import load, version
+from tests.faults.driver import RUNS
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub")
 ROWS_PER_FILE = 30
 WAIT_SECONDS = 120
 ANSWER_SECONDS = 600
+
+
+class Record:
+    """What the workers of one driver write down as they score; see the stub."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder that LAKESCORE_STUB_RECORD is to name."""
+        self.folder = folder
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was scored."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+
+    @property
+    def lengths(self) -> list[int]:
+        """The rows of each Arrow batch that a scorer was given."""
+        return [int(line) for file in self.folder.iterdir() for line in file.read_text().split()]
+
+    @property
+    def rows(self) -> int:
+        """How many rows scorers were given, those of a worker that died among them."""
+        return sum(self.lengths)
+
+    @property
+    def at_work(self) -> list[int]:
+        """The processes that have not ended a batch which they began."""
+        files = self.folder.iterdir()
+        return sorted(int(file.name) for file in files if not file.read_text().endswith("\n"))
+
+
+@dataclass(frozen=True)
+class Count:
+    """Rows by what became of them; `rows` went in."""
+
+    scored: int
+    failed: Mapping[str, int]
+
+    @property
+    def rows(self) -> int:
+        """Those that were scored and those that failed."""
+        return self.scored + sum(self.failed.values())
 
 
 @dataclass
@@ -36,14 +80,18 @@ class Lab:
     folder: Path
     models: Mapping[str, str]
     rng: random.Random
+    scored: Record
     drivers: dict[Any, "Driver"] = field(default_factory=dict)
     started: int = 0
     _clean: dict[Any, list[str]] = field(default_factory=dict)
 
     def source(self, name: str, *, files: int, feed: bool = False, first: int = 0) -> str:
-        """Make a table of texts, one commit and one file for each 30 keys; some are bad."""
+        """Make a table of texts, if it is not there; some are bad.
+
+        It has one commit and one file for each 30 keys.
+        """
         path = str(self.folder / name)
-        for nth in range(files):
+        for nth in range(0 if Path(path).exists() else files):
             begin = first + nth * ROWS_PER_FILE
             self.add(path, begin, begin + ROWS_PER_FILE, feed=feed)
         return path
@@ -75,45 +123,74 @@ class Lab:
             made[name] = made.get(name, {}) | values
         return made
 
-    def run(self, settings: dict[str, Any]) -> RunSummary:
+    def run(self, settings: dict[str, Any], *, command: str = "score") -> RunSummary:
         """Run a job in the warm session."""
         config = JobConfig.parse(settings)
         now = datetime.now(UTC)
-        return score_table(self.spark, config, now=now, progress=lambda done, total: None)
+        return RUNS[command](self.spark, config, now=now, progress=lambda done, total: None)
 
-    def rows(self, df: Any) -> list[str]:
+    def rows(self, df: "DataFrame") -> list[str]:
         """Return the rows of a scored frame as sorted text, without what each run has its own."""
-        kept = [name for name in df.columns if name not in ("run_id", "scored_at", "text_hash")]
+        kept = sorted(set(df.columns) - {"run_id", "scored_at"})
         return sorted(
             row[0] for row in df.selectExpr(f"to_json(struct({', '.join(kept)}))").collect()
         )
 
+    def expected(self, settings: dict[str, Any]) -> list[str]:
+        """Return the rows that a clean scoring of a job's source, as it is now, makes."""
+        config = JobConfig.parse(settings)
+        source = config.source.table
+        assert source is not None
+        at = (source, version(self.spark, source), str(config.tasks))
+        if at not in self._clean:
+            scored = score(load(self.spark, source), config)
+            self._clean[at] = self.rows(scored.selectExpr("*", "xxhash64(text) AS text_hash"))
+        return self._clean[at]
+
+    def target(self, settings: dict[str, Any], *, version: int | None = None) -> "DataFrame":
+        """Return a job's target, now or as it was at a version."""
+        return load(self.spark, settings["target"]["table"], version=version)
+
     def holds(self, settings: dict[str, Any]) -> bool:
         """Tell whether the target equals a clean scoring of its source: none lost, none double."""
-        config = JobConfig.parse(settings)
-        source, target = config.source.table, config.target.table
-        assert source is not None and target is not None
-        at = (source, version(self.spark, source))
-        if at not in self._clean:
-            self._clean[at] = self.rows(score(load(self.spark, source), config))
-        found, expected = self.rows(load(self.spark, target)), self._clean[at]
-        if found != expected:
-            lost, more = set(expected) - set(found), set(found) - set(expected)
-            print(
-                f"{target}: {len(found)} rows for {len(expected)}; lost {sorted(lost)[:2]}, "
-                f"more {sorted(more)[:2]}",
-                file=sys.stderr,
-            )
-        return found == expected
+        found, expected = self.rows(self.target(settings)), self.expected(settings)
+        lost, more = set(expected) - set(found), set(found) - set(expected)
+        return said(
+            found == expected,
+            f"{settings['target']['table']}: {len(found)} rows for {len(expected)}; "
+            f"lost {sorted(lost)[:2]}, more {sorted(more)[:2]}",
+        )
 
-    def recovers(self, settings: dict[str, Any]) -> bool:
+    def recovers(self, settings: dict[str, Any], *, command: str = "score") -> bool:
         """Run a job again after a fault: the oracle holds then, and one more run adds nothing."""
-        self.run(settings)
-        if not self.holds(settings):
-            return False
+        self.run(settings, command=command)
+        return self.holds(settings) and self.rests(settings, command=command)
+
+    def rests(self, settings: dict[str, Any], *, command: str = "score") -> bool:
+        """Run a job for which nothing is left to do, and tell whether it did nothing."""
         target = settings["target"]["table"]
         before = version(self.spark, target)
-        return self.run(settings).rows_in == 0 and version(self.spark, target) == before
+        self.scored.clear()
+        rows_in = self.run(settings, command=command).rows_in
+        done = (rows_in, self.scored.rows, version(self.spark, target) - before)
+        return said(done == (0, 0, 0), f"{target}: rows in, scored, versions of a rest: {done}")
+
+    def count(self, rows: "DataFrame") -> Count:
+        """Count rows of a target by their own columns, whatever runs say of them."""
+        found = dict(rows.groupBy("error.code").count().collect())
+        return Count(found.pop(None, 0), found)
+
+    def billed(self, settings: dict[str, Any], *, status: str = "finished") -> dict[str, Count]:
+        """Return what the bills of a target say, by run; each adds up in itself."""
+        bills = load(self.spark, settings["target"]["table"] + "_runs").where(
+            f"status = '{status}'"
+        )
+        found = {}
+        for row in bills.collect():
+            count = found[row.run_id] = Count(row.rows_scored, row.rows_failed)
+            assert count.rows == row.rows_in, row
+        assert len(found) == bills.count(), "a run has two bills"
+        return found
 
     def driver(
         self, nth: int = 0, *, master: str = "local[2,4]", stub: bool = True, **env: str
@@ -127,11 +204,15 @@ class Lab:
     def _new_driver(self, master: str, stub: bool, env: Mapping[str, str]) -> "Driver":
         self.started += 1
         log = self.folder / f"driver-{self.started}.spark.log"
+        record = Record(log.with_suffix(".record"))
         paths = [*([str(STUB)] if stub else []), str(ROOT / "lib"), str(ROOT)]
         with log.with_suffix(".stderr").open("ab") as stderr:
             process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("driver.py")), master, str(log)],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | env,
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(paths)}
+                | {"LAKESCORE_STUB_RECORD": str(record.folder)}
+                | env,
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -139,7 +220,7 @@ class Lab:
                 text=True,
                 start_new_session=True,  # its JVM dies with it
             )
-        driver = Driver(process)
+        driver = Driver(process, record, log)
         if driver.answer() != "ready":
             raise AssertionError(f"a driver did not start; see {log}")
         return driver
@@ -159,18 +240,18 @@ class Lab:
 class Driver:
     """A driver process that runs jobs, until it is killed."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str]", scored: Record, log: Path) -> None:
         self.process = process
+        self.scored = scored
+        self.log = log
 
     @property
     def is_alive(self) -> bool:
         """Tell whether it can run another job."""
         return self.process.poll() is None
 
-    def start(
-        self, settings: dict[str, Any], *, command: str = "score", unlocked: bool = False
-    ) -> None:
-        """Let it begin a run; `unlocked`, as if its folders were on an object store."""
+    def start(self, settings: Any, *, command: str = "score", unlocked: bool = False) -> None:
+        """Let it begin a run, or several at once; `unlocked`, as if folders were on a store."""
         assert self.process.stdin is not None
         message = {"command": command, "settings": settings, "unlocked": unlocked}
         self.process.stdin.write(json.dumps(message) + "\n")
@@ -185,8 +266,8 @@ class Driver:
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"error": "died", "message": "it was killed"}
 
-    def run(self, settings: dict[str, Any], *, command: str = "score") -> Any:
-        """Let it do a run, and wait for its answer."""
+    def run(self, settings: Any, *, command: str = "score") -> Any:
+        """Let it do a run, or several at once, and wait for its answer."""
         self.start(settings, command=command)
         return self.answer()
 
@@ -206,47 +287,26 @@ class Driver:
             pass
         self.process.wait()
 
-    def descendants(self, sign: str) -> list[int]:
-        """Return its descendants whose command line holds `sign`, those of the same kind last."""
-        parents: dict[int, int] = {}
-        commands: dict[int, bytes] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                status = (folder / "stat").read_text()
-                commands[int(folder.name)] = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue  # it has ended meanwhile
-            parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
-
-        def is_ours(process: int) -> bool:
-            while process > 1:
-                if process == self.process.pid:
-                    return True
-                process = parents.get(process, 0)
-            return False
-
-        return [each for each in commands if sign.encode() in commands[each] and is_ours(each)]
-
-    def workers(self) -> list[int]:
-        """Return its Python workers, which pyspark.daemon has forked."""
-        daemons = set(self.descendants("pyspark.daemon"))
-        parent = {each: _parent(each) for each in daemons}
-        return [each for each in daemons if parent[each] in daemons]
-
-    def wait_for_workers(self) -> list[int]:
-        """Return its Python workers as soon as there are some."""
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Wait until something is so, or the run that is at work has ended."""
         until = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < until:
-            if found := self.workers():
-                return found
-            if select.select([self.process.stdout], [], [], 0.05)[0]:
-                raise AssertionError(f"the job ended before it had workers: {self.answer()}")
-        raise AssertionError(f"no Python worker was there in {WAIT_SECONDS} s")
+        while not ready() and not select.select([self.process.stdout], [], [], 0.05)[0]:
+            if time.monotonic() > until:
+                raise AssertionError(f"nothing happened in {WAIT_SECONDS} s")
 
 
-def _parent(process: int) -> int:
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return 0
-    return int(status.rpartition(")")[2].split()[1])
+def ancestor(process: int, sign: str) -> int:
+    """Return the nearest process above one whose command line holds `sign`."""
+    while process > 1:
+        folder = Path(f"/proc/{process}")
+        if sign.encode() in (folder / "cmdline").read_bytes():
+            return process
+        process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    raise ProcessLookupError(f"no process above holds {sign}")
+
+
+def said(held: bool, otherwise: str) -> bool:
+    """Return whether something held, having said what is wrong where it did not."""
+    if not held:
+        print(otherwise, file=sys.stderr)
+    return held
