@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[Case, Sequence[int], Sequence[int]]] = {
     "double_starts": (cases.double_starts, [1] * 20, [1, 1]),
     "concurrent_commits": (cases.concurrent_commits, [100], [4]),
     "poison_rows": (cases.poison_rows, [1] * 3, [1]),
-    "cdf_steps": (cases.cdf_steps, [1, 4, 15, 30] * 10, [1, 5]),
+    "cdf_steps": (cases.cdf_steps, [1, 4, 15, 30] * 10, [6]),
 }
 
 

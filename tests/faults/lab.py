@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub")
 ROWS_PER_FILE = 30
-WAIT_SECONDS = 120
+WAIT_SECONDS = 300
 ANSWER_SECONDS = 600
 
 
