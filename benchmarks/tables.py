@@ -2,23 +2,33 @@
 
     make bench-tables [ARGS="--rows 10000 100000 1000000"]
 
-For each number of rows: rows/s of a run that appends them all, the driver's memory after it, and
-the seconds of a run that finds nothing new. Then a run that merges 10,000 changed rows, spread over
-the whole target, for the two largest targets. The stub in tests/faults/stub stands in for models.
+For each number of rows: rows/s of a run that appends them all, the driver's memory in it and after
+it, and the seconds of a run that finds nothing new. Then a run that merges 10,000 changed rows,
+spread over the whole target, for the two largest targets. The stub in tests/faults/stub stands in
+for models.
+
+A run has a fixed cost of some seconds, behind which a rate that falls would not show. So there is
+also the rate of the micro-batches alone, by the times of their commits: of all after the first one,
+and of the two halves of them. The driver's memory is read every few seconds of a run, too, as
+benchmarks/memory.py reads it, which collects the JVM's garbage and so costs a little of the rate.
 """
 
 import argparse
 import os
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from corpus import ENTITIES, ROOT, SENTIMENT, print_json, print_table
-from memory import memory
+from memory import memory, resident_mib
 
 STUB = str(ROOT / "tests/faults/stub")
 os.environ["PYTHONPATH"] = os.pathsep.join([STUB, str(ROOT), str(ROOT / "lib")])
@@ -38,16 +48,51 @@ IDLE_RUNS = 3
 # Task threads live in the driver's JVM here, and keep the 64 MiB page in which they sorted until
 # they end, idle for a minute.
 THREADS_END = 65
+SAMPLE_SECONDS = 5
+MAX_BYTES = 16 * 2**20
+# A rate that is lower than this share of another one has fallen.
+HELD = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Appended:
+    """What a run that appends showed.
+
+    Attributes:
+        rate: rows/s of the whole run.
+        steady: rows/s from the first commit to the last; None of one micro-batch.
+        halves: rows/s of its first and its second half; None of fewer than three micro-batches.
+        during: the driver's memory in the run and at its end, in MiB; `resident` is that of its
+            two processes with what the JVM has taken and not given back.
+        after: the driver's memory once Spark's task threads have ended.
+        idle: the seconds of a run after it, which finds nothing.
+    """
+
+    rate: float
+    steady: float | None
+    halves: tuple[float, float] | None
+    during: list[dict[str, float]]
+    after: float
+    idle: float
+
+    @property
+    def alone(self) -> list[float | str]:
+        """The rates of micro-batches, or dashes."""
+        return [self.steady or "-", *(self.halves or ("-", "-"))]
+
+    def read(self, name: str) -> tuple[float, float]:
+        """Return the most that a figure was during the run, and what it was at its end."""
+        return max(each[name] for each in self.during), self.during[-1][name]
 
 
 def main() -> None:
     """Measure, print the table and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    counts = sorted(parser.parse_args().rows)
-    appended: dict[int, float] = {}
-    driver: dict[int, float] = {}
-    idle: dict[int, float] = {}
+    parser.add_argument("--max-bytes", type=int, default=MAX_BYTES, help="of a micro-batch")
+    arguments = parser.parse_args()
+    counts, max_bytes = sorted(arguments.rows), arguments.max_bytes
+    appended: dict[int, Appended] = {}
     merged: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -55,33 +100,135 @@ def main() -> None:
         with local_session(
             master="local[2,4]", settings=settings, log_file=folder / "spark.log"
         ) as spark:
-            run(spark, config(folder, "warm", make_source(spark, folder, 1_000)))
+            warm = make_source(spark, folder, 1_000)
+            run(spark, config(folder, "warm", warm, max_bytes=max_bytes))
             for rows in counts:
-                job = config(folder, f"append_{rows}", make_source(spark, folder, rows))
-                appended[rows] = rows / run(spark, job, expected=rows)
-                time.sleep(THREADS_END)
-                driver[rows] = memory(spark)["driver"]
-                idle[rows] = median(run(spark, job) for _ in range(IDLE_RUNS))
+                appended[rows] = append(spark, folder, rows, max_bytes)
             for rows in counts[-2:]:
-                merged[rows] = merge(spark, folder, rows)
+                merged[rows] = merge(spark, folder, rows, max_bytes)
+    show(appended, merged)
+
+
+def show(appended: dict[int, Appended], merged: dict[int, float]) -> None:
+    """Print the tables, what is to be said of them, and the line of JSON."""
+    whole = ["rows of the target", "appended rows/s", "idle run s", "merge of 10,000 s"]
+    alone = ["micro-batches alone rows/s", "first half", "last half"]
     print_table(
         "The job with a model that costs nothing, local[2]",
-        ["rows of the target", "appended rows/s", "driver MiB", "idle run s", "merge of 10,000 s"],
+        [*whole, *alone],
         [
-            [rows, appended[rows], driver[rows], idle[rows], merged.get(rows, "-")]
-            for rows in counts
+            [rows, each.rate, each.idle, merged.get(rows, "-"), *each.alone]
+            for rows, each in appended.items()
         ],
     )
+    held = ["peak", "at the end", "a minute later"]
+    resident = ["peak resident", "at the end"]
+    print_table(
+        "The driver's memory, MiB: Python and its JVM's heap after a collection, or all resident",
+        ["rows appended", *held, *resident],
+        [
+            [rows, *each.read("driver"), each.after, *each.read("resident")]
+            for rows, each in appended.items()
+        ],
+    )
+    print("\n".join(verdicts(appended)))
+    counts = list(appended)
     first, last = counts[-2:] if len(counts) > 1 else (counts[0], counts[0])
     print_json(
         {
-            "append_rows_per_s": appended,
-            "driver_mib": driver,
+            "append_rows_per_s": {rows: each.rate for rows, each in appended.items()},
+            "micro_batch_rows_per_s": {rows: each.steady for rows, each in appended.items()},
+            "halves_rows_per_s": {rows: each.halves for rows, each in appended.items()},
+            "driver_mib": {rows: each.after for rows, each in appended.items()},
+            "driver_peak_mib": {rows: each.read("driver")[0] for rows, each in appended.items()},
+            "driver_end_mib": {rows: each.read("driver")[1] for rows, each in appended.items()},
+            "resident_peak_mib": {
+                rows: each.read("resident")[0] for rows, each in appended.items()
+            },
             "merge_seconds": merged,
             "merge_ratio": merged[last] / merged[first],
-            "idle_run_seconds": idle,
+            "idle_run_seconds": {rows: each.idle for rows, each in appended.items()},
         }
     )
+
+
+def verdicts(appended: dict[int, Appended]) -> list[str]:
+    """Say whether rates fell by more than a tenth, and how the driver's memory grew."""
+    few, many = min(appended), max(appended)
+    fell = appended[many].rate < max(each.rate for each in appended.values()) * HELD
+    lines = [f"rows/s from {few:,} to {many:,} rows: {_judged(fell)}, by whole runs"]
+    if (halves := appended[many].halves) is None:
+        lines.append(f"within {many:,} rows: too few micro-batches to tell")
+    else:
+        of = f"the last half at {halves[1] / halves[0]:.2f} of the first"
+        lines.append(f"within {many:,} rows: {_judged(halves[1] < halves[0] * HELD)}, {of}")
+    grew = appended[many].read("driver")[0] / appended[few].read("driver")[0] - 1
+    lines.append(f"the driver's peak at {many:,} rows: {grew:+.0%} of that at {few:,}")
+    return lines
+
+
+def _judged(fell: bool) -> str:
+    return f"{'FELL' if fell else 'did not fall'} by more than {1 - HELD:.0%}"
+
+
+def append(spark: "SparkSession", folder: Path, rows: int, max_bytes: int) -> Appended:
+    """Run a job that appends `rows` rows to a new target, and runs that find nothing after it."""
+    source = make_source(spark, folder, rows)
+    job = config(folder, f"append_{rows}", source, max_bytes=max_bytes)
+    with sampled(spark) as during:
+        seconds = run(spark, job, expected=rows)
+    time.sleep(THREADS_END)
+    after = memory(spark)["driver"]
+    done = commits(spark, job.target.table)
+    middle = len(done) // 2
+    return Appended(
+        rate=rows / seconds,
+        steady=rate(done) if len(done) > 1 else None,
+        halves=(rate(done[: middle + 1]), rate(done[middle:])) if middle and done[2:] else None,
+        during=during,
+        after=after,
+        idle=median(run(spark, job) for _ in range(IDLE_RUNS)),
+    )
+
+
+def commits(spark: "SparkSession", target: str) -> list[tuple[float, int]]:
+    """Return the second at which each micro-batch was committed, and its rows, in their order."""
+    history = spark.sql(f"DESCRIBE HISTORY delta.`{target}`").where("operation = 'WRITE'")
+    return [
+        (row.timestamp.timestamp(), int(row.operationMetrics["numOutputRows"]))
+        for row in history.orderBy("version").collect()
+    ]
+
+
+def rate(done: list[tuple[float, int]]) -> float:
+    """Return the rows/s of commits after the first one: what came before it is not their work."""
+    return sum(rows for _, rows in done[1:]) / (done[-1][0] - done[0][0])
+
+
+@contextmanager
+def sampled(spark: "SparkSession") -> Iterator[list[dict[str, float]]]:
+    """Read the driver's memory every few seconds and at the end, while something runs."""
+    readings: list[dict[str, float]] = []
+    is_done = threading.Event()
+    process = str(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid())
+
+    def read() -> None:
+        # First: to read the heap is to have it collected.
+        resident = resident_mib("self") + resident_mib(process)
+        readings.append(memory(spark) | {"resident": resident})
+
+    def sample() -> None:
+        while not is_done.wait(SAMPLE_SECONDS):
+            read()
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield readings
+    finally:
+        is_done.set()
+        thread.join()
+    read()
 
 
 def make_source(spark: "SparkSession", folder: Path, rows: int, *, feed: bool = False) -> str:
@@ -94,11 +241,13 @@ def make_source(spark: "SparkSession", folder: Path, rows: int, *, feed: bool = 
     return path
 
 
-def config(folder: Path, target: str, source: str, changes: str = "append") -> Any:
+def config(
+    folder: Path, target: str, source: str, *, max_bytes: int, changes: str = "append"
+) -> Any:
     """Return a job between two tables."""
     return lakescore.JobConfig.parse(
         {
-            "source": {"table": source, "key": "id", "changes": changes, "max_bytes": 16 * 2**20},
+            "source": {"table": source, "key": "id", "changes": changes, "max_bytes": max_bytes},
             "target": {"table": str(folder / target)},
             "tasks": {"entities": {"model": ENTITIES}, "sentiment": {"model": SENTIMENT}},
             "mlflow": {"tracking_uri": f"sqlite:///{folder}/mlflow.db"},
@@ -118,10 +267,10 @@ def run(spark: "SparkSession", job: Any, *, expected: int | None = None) -> floa
     return seconds
 
 
-def merge(spark: "SparkSession", folder: Path, rows: int) -> float:
+def merge(spark: "SparkSession", folder: Path, rows: int, max_bytes: int) -> float:
     """Return the seconds of a run that merges 10,000 changed rows into a target of `rows`."""
     source = make_source(spark, folder, rows, feed=True)
-    job = config(folder, f"merge_{rows}", source, changes="cdf")
+    job = config(folder, f"merge_{rows}", source, max_bytes=max_bytes, changes="cdf")
     run(spark, job, expected=rows)
     step = max(rows // MERGED, 1)
     spark.sql(f"UPDATE delta.`{source}` SET text = concat('New ', text) WHERE id % {step} = 0")

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub")
 ROWS_PER_FILE = 30
 WAIT_SECONDS = 300
-ANSWER_SECONDS = 600
+ANSWER_SECONDS = 1_800
 
 
 class Record:

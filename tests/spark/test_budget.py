@@ -1,0 +1,113 @@
+"""A hundred thousand rows, some of them bad, by the command line: each is there once, or none."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+ROWS = 100_000
+# What makes a row bad, and its code.
+BAD = {
+    "null_text": "NULL",
+    "blank_text": "encode(' \t', 'UTF-8')",
+    "invalid_unicode": "X'61C328'",
+    "too_long": "encode(concat('Maria ', id, repeat(' and on', 40)), 'UTF-8')",
+}
+CODES = " ".join(f"WHEN bad = {nth} THEN '{code}'" for nth, code in enumerate(BAD))
+
+
+def make_source(spark: "SparkSession", path: Path, bad: str) -> None:
+    """Make a table of which a row is bad in the nth way where `bad` is n."""
+    cases = " ".join(f"WHEN bad = {nth} THEN {text}" for nth, text in enumerate(BAD.values()))
+    # Few texts: equal ones of a batch are scored once, and rows are what is tested.
+    good = "encode(concat('Maria ', id % 1000, ' lives in Lisbon'), 'UTF-8')"
+    text = f"CASE {cases} ELSE {good} END"
+    rows = spark.range(0, ROWS, 1, 2).selectExpr("id", f"{bad} AS bad")
+    rows.selectExpr("id", f"CASE {CODES} END AS expected", f"{text} AS text").write.format(
+        "delta"
+    ).save(str(path))
+
+
+def score(folder: Path, model: Path, **groups: Any) -> "subprocess.CompletedProcess[str]":
+    job = {
+        "source": {"table": "./source", "key": "id"},
+        "target": {"table": "./target"},
+        "tasks": {"entities": {"model": str(model)}},
+        "encoding": {"long_text": "reject", "max_length": 64},
+    }
+    (folder / "job.yml").write_text(yaml.safe_dump(job | groups))
+    return subprocess.run(
+        [sys.executable, "-m", "lakescore.cli", "score", "job.yml"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "lib")},
+        capture_output=True,
+        text=True,
+    )
+
+
+def read(spark: "SparkSession", folder: Path, table: str) -> Any:
+    return spark.read.format("delta").load(str(folder / table))
+
+
+def test_each_bad_row_has_its_code_and_each_good_one_is_scored(
+    spark: "SparkSession", tmp_path: Path, entity_model: Path
+) -> None:
+    make_source(spark, tmp_path / "source", "IF(id % 400 < 4, id % 400, NULL)")
+    done = score(tmp_path, entity_model)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["rows_in"] == ROWS
+    assert summary["rows_scored"] == ROWS - 1_000
+    assert summary["rows_failed"] == dict.fromkeys(BAD, 250)
+
+    target = read(spark, tmp_path, "target")
+    counted = target.groupBy("error.code").agg({"id": "count", "*": "count"}).collect()
+    assert {row[0]: row[1] for row in counted} == {None: ROWS - 1_000} | dict.fromkeys(BAD, 250)
+    assert target.select("id").distinct().count() == target.count() == ROWS
+    is_as_expected = (
+        "error.code <=> expected AND (error IS NULL) = (entities IS NOT NULL)"
+        " AND (error IS NULL) = (n_tokens BETWEEN 1 AND 62 AND expected IS NULL)"
+    )
+    assert target.where(f"NOT ({is_as_expected})").limit(3).collect() == []
+    found = target.selectExpr("CAST(text AS string) AS text", "explode(entities) AS e")
+    assert found.where("e.word = substring(text, e.start + 1, e.end - e.start)").count() > ROWS / 2
+    assert found.where("e.word <> substring(text, e.start + 1, e.end - e.start)").count() == 0
+
+
+@pytest.mark.parametrize(("of_1000", "is_within"), [(49, True), (51, False)])
+def test_a_run_over_its_budget_of_errors_commits_nothing_and_exits_with_1(
+    spark: "SparkSession", tmp_path: Path, entity_model: Path, of_1000: int, is_within: bool
+) -> None:
+    make_source(spark, tmp_path / "source", f"IF(id % 1000 < {of_1000}, id % 1000 % 4, NULL)")
+    done = score(tmp_path, entity_model, limits={"max_error_fraction": 0.05})
+    failed = {code: len(range(nth, of_1000, 4)) * 100 for nth, code in enumerate(BAD)}
+    assert sum(failed.values()) == of_1000 * 100
+    target, bills = read(spark, tmp_path, "target"), read(spark, tmp_path, "target_runs")
+    [bill] = bills.collect()
+    if is_within:
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["rows_failed"] == failed
+        assert (target.count(), target.where("error IS NOT NULL").count()) == (ROWS, 4_900)
+        assert (bill.status, bill.rows_in, bill.rows_failed) == ("finished", ROWS, failed)
+        return
+    assert (done.returncode, done.stdout) == (1, "")
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("BudgetError: ")]
+    assert "./target: 5,100 of 100,000 rows failed (" in said
+    counts, over, _ = said.partition("failed (")[2].partition(
+        "), over limits.max_error_fraction 0.05;"
+    )
+    assert over
+    assert sorted(counts.split(", ")) == sorted(f"{code} {n:,}" for code, n in failed.items())
+    assert target.count() == 0
+    assert (bill.status, bill.rows_in, bill.error) == ("failed", 0, said[len("BudgetError: ") :])
