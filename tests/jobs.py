@@ -11,5 +11,9 @@ Run = Callable[..., RunSummary]
 # For a JVM that lives for a minute: compiled once, quickly, by few threads.
 _BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 BRIEF_JVM = {"spark.driver.extraJavaOptions": _BRIEF, "spark.executor.extraJavaOptions": _BRIEF}
-# For a JVM that runs hundreds of small jobs: nothing is gained by planning them twice.
-SMALL_JOBS = {"spark.sql.adaptive.enabled": "false"}
+# For hundreds of small jobs: nothing is gained by planning them twice, nor by compiling them.
+SMALL_JOBS = {
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}

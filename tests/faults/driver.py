@@ -19,8 +19,8 @@ from typing import Any
 from lakescore import JobConfig, LakescoreError, failpoints, rescore_table, retry_table, score_table
 from lakescore.purge import purge_target
 from lakescore.session import local_session
-from lakescore.tables import writing
-from tests.jobs import BRIEF_JVM
+from lakescore.tables import commits
+from tests.jobs import BRIEF_JVM, SMALL_JOBS
 
 RUNS = {"score": score_table, "retry": retry_table, "rescore": rescore_table}
 # Commits of one process are atomic with it, as those of an object store are.
@@ -29,7 +29,9 @@ LOG_STORE = {"spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore"}
 
 def main(master: str, log_file: str) -> None:
     """Start Spark, say so, and run what comes."""
-    settings = BRIEF_JVM | LOG_STORE | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
+    settings = (
+        BRIEF_JVM | SMALL_JOBS | LOG_STORE | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
+    )
     with local_session(
         "faults", master=master, settings=settings, log_file=Path(log_file)
     ) as spark:
@@ -44,7 +46,7 @@ def _answer(spark: Any, *, command: str, settings: Any, unlocked: bool) -> Any:
     if not isinstance(settings, list):
         return _run(spark, command, settings)
     conflicts: list[str] = []  # the tables where another writer came between
-    retried = writing.retried
+    retried = commits.retried
 
     def counted(table: str, action: Callable[[], None]) -> None:
         def sleep(seconds: float) -> None:
@@ -53,13 +55,13 @@ def _answer(spark: Any, *, command: str, settings: Any, unlocked: bool) -> Any:
 
         retried(table, action, sleep=sleep)
 
-    writing.retried = counted
+    commits.retried = counted
     try:
         with ThreadPoolExecutor(len(settings)) as threads:
             jobs = [threads.submit(_run, spark.newSession(), command, job) for job in settings]
             answers = [job.result() for job in jobs]
     finally:
-        writing.retried = retried
+        commits.retried = retried
     return {"answers": answers, "conflicts": conflicts}
 
 
