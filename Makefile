@@ -30,8 +30,9 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 		--name lakescore_sentiment --alias champion >&2 && \
 	$(run) -m lakescore.cli score conf/demo.yml $(ARGS)
 
+# Files in their order: that of the faults takes longest by far, and so begins first.
 test: java ## all tests, and with them ruff and mypy, by two processes
-	@$(with_java) $(run) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(with_java) $(run) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: java ## workers, executors and drivers killed by the dozen; takes long
 	@$(with_java) $(run) -m tests.faults $(ARGS)

@@ -46,7 +46,7 @@ DEV = [
     "mypy>=1.13",
     "packaging>=23",
     "pytest>=8",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "ruff>=0.8",
     "types-PyYAML",
     "types-tqdm",

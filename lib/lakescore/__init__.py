@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelError,
         SetupError,
         TableError,
+        WorkerError,
     )
     from lakescore.frame import score
     from lakescore.job import score_table
@@ -38,6 +39,7 @@ __all__ = [
     "RunSummary",
     "SetupError",
     "TableError",
+    "WorkerError",
     "__version__",
     "entities",
     "rescore_table",

@@ -7,12 +7,16 @@
     ├── BudgetError     more rows failed than limits.max_error_fraction allows
     ├── BusyError       another run of the same job is at work, and has the rows
     ├── DataError       labelled data for fine-tuning or evaluation is malformed
+    ├── WorkerError     scoring itself failed in a Python worker
     └── SetupError      something around lakescore is missing: Java, Spark, Delta, a session
 
 A row that cannot be scored is never an exception: it is a value, `error.code`, in the target.
 No message ever contains the text of a row.
 """
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -44,8 +48,31 @@ class DataError(LakescoreError):
     """Raised by evaluation and fine-tuning when labelled rows are not what they should be."""
 
 
+class WorkerError(LakescoreError):
+    """Raised in a Python worker where scoring itself fails; says what was raised and where."""
+
+
 class SetupError(LakescoreError):
     """Raised when the machine or the session lacks something; the message names the remedy."""
+
+
+@contextmanager
+def without_words() -> Iterator[None]:
+    """Say of an error only its kind and its place: its words, which Spark logs, may quote a text.
+
+    Raises:
+        WorkerError: in place of what is not lakescore's own.
+    """
+    try:
+        yield
+    except LakescoreError:
+        raise
+    except Exception as error:  # of any library that has a text in hand
+        places = traceback.extract_tb(error.__traceback__)[-3:]
+        at = " < ".join(f"{each.name} ({each.filename}:{each.lineno})" for each in reversed(places))
+        raise WorkerError(
+            f"{type(error).__name__} in {at}; its words are left out, as they may quote a text"
+        ) from None
 
 
 def root_cause(error: Exception) -> str:

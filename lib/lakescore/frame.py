@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from lakescore import tracking
 from lakescore.config import JobConfig, SourceConfig
-from lakescore.errors import TableError
+from lakescore.errors import TableError, without_words
 from lakescore.plan import Plan, load, make_plan
 from lakescore.tables import CHANGE, HASH, quoted
 
@@ -113,16 +113,17 @@ def _batch_function(
                 waiting.append(batch)
                 yield batch.column(text)
 
-        for results in load(plan).score(texts()):
-            batch = waiting.popleft()
-            if len(results.n_tokens) != batch.num_rows:
-                raise AssertionError(f"{len(results.n_tokens)} rows out of {batch.num_rows}")
-            columns = [*batch.columns[:carried], *results.columns.values()]
-            columns += [results.n_tokens, results.error]
-            if rows_done is not None:
-                rows_done.add(batch.num_rows)
-            yield pa.RecordBatch.from_arrays(columns, names=names)
-        if waiting:
-            raise AssertionError(f"{len(waiting)} Arrow batches were not scored")
+        with without_words():
+            for results in load(plan).score(texts()):
+                batch = waiting.popleft()
+                if len(results.n_tokens) != batch.num_rows:
+                    raise AssertionError(f"{len(results.n_tokens)} rows out of {batch.num_rows}")
+                columns = [*batch.columns[:carried], *results.columns.values()]
+                columns += [results.n_tokens, results.error]
+                if rows_done is not None:
+                    rows_done.add(batch.num_rows)
+                yield pa.RecordBatch.from_arrays(columns, names=names)
+            if waiting:
+                raise AssertionError(f"{len(waiting)} Arrow batches were not scored")
 
     return score_batches

@@ -17,8 +17,8 @@ from lakescore.failpoints import reached
 from lakescore.frame import score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
-from lakescore.tables import commits, names, source, stage, writing
-from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH
+from lakescore.tables import commits, names, source, stage, target, writing
+from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, UPDATE
 from lakescore.tables.names import quoted
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ class MicroBatches:
 
     def _write(self, staged: "DataFrame", transaction: commits.Commit) -> None:
         """Count and check what is staged, and write it."""
+        from pyspark.sql import functions as F
+
         job = self.job
         ranged = writing.ranged(job.schema, job.key, job.config.source.text)
         groups = self._count(staged, ranged)
@@ -221,6 +223,8 @@ class MicroBatches:
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
         try:
             self._check_keys(staged, groups)
+            full = staged.where(F.col(CHANGE).isin(INSERT, UPDATE))
+            target.check_constraints(staged.sparkSession, job.target, full)
             self._check_budget(counts)
         except (BudgetError, TableError):  # a later run shall score it anew
             names.remove(staged.sparkSession, self._stages)

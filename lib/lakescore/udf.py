@@ -12,7 +12,7 @@ from lakescore.config import (
     SentimentConfig,
     TasksConfig,
 )
-from lakescore.errors import SetupError
+from lakescore.errors import SetupError, without_words
 from lakescore.plan import Plan, load, make_plan
 from lakescore.text import encode_texts
 
@@ -83,8 +83,9 @@ def _column_udf(plan: Plan) -> Any:
     returned = from_arrow_type(task.arrow_type)
 
     def score_arrays(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        for results in load(plan).score(columns):
-            yield results.columns[task.name]
+        with without_words():
+            for results in load(plan).score(columns):
+                yield results.columns[task.name]
 
     score_arrays.__name__ = task.name  # of which Spark makes the column's
     if hasattr(functions, "arrow_udf"):

@@ -356,7 +356,7 @@ def _command_line(canary: Canary, path: str) -> None:
         "command line's error in a task",
         answer,
         "--debug shows all of it",
-        "PythonException: a Python worker raised ValueError",
+        "WorkerError: ValueError in _results",
     )
 
 

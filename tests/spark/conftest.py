@@ -1,11 +1,12 @@
 """A source, a job's settings, and a way to run it."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import JobConfig, RunSummary, score_table
+from lakescore import JobConfig, RunSummary, score_table, tracking
 from tests.jobs import NOW, ROWS, Run
 
 if TYPE_CHECKING:
@@ -20,10 +21,19 @@ def source(spark: "SparkSession", tmp_path: Path) -> str:
     return path
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: to copy it takes less than to make one for each test."""
+    store = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking.configure(f"sqlite:///{store}", None)
+    return store
+
+
 @pytest.fixture
 def settings(
-    source: str, tmp_path: Path, entity_model: Path, sentiment_model: Path
+    source: str, tmp_path: Path, entity_model: Path, sentiment_model: Path, empty_store: Path
 ) -> dict[str, Any]:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     return {
         "source": {"table": source, "key": "id", "partitions": 2},
         "target": {"table": str(tmp_path / "target")},

@@ -24,10 +24,11 @@ from lakescore.tables.source import Source
 from lakescore.tables.writing import append
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
 _WRITER = "lakescore.writer."
+_CHECK = "delta.constraints."
 _CLUSTERED = ("bigint", "int", "smallint", "tinyint", "string", "date", "timestamp", "decimal")
 
 
@@ -151,6 +152,41 @@ def _check_room(target: str) -> None:
             f"{target}: is a folder of other files ({min(others)}), not a Delta table; name an "
             "empty or a new folder"
         )
+
+
+def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> None:
+    """Check rows by the CHECK constraints of others: Delta would log the row that it refuses.
+
+    Raises:
+        TableError: a row does not keep to one.
+    """
+    from pyspark.sql import functions as F
+
+    properties = describe(spark, table).properties
+    checks = {
+        name.removeprefix(_CHECK): expression
+        for name, expression in properties.items()
+        if name.startswith(_CHECK) and not name.startswith(f"{_CHECK}lakescore_")
+    }
+    if not checks:
+        return
+    there = load(spark, table).schema
+    missing = {
+        each.name: F.lit(None).cast(each.dataType)
+        for each in there
+        if each.name not in rows.columns
+    }
+    refused = [
+        F.count_if(~F.coalesce(F.expr(expression), F.lit(False))) for expression in checks.values()
+    ]
+    found = rows.withColumns(missing).agg(*refused).head() if missing else rows.agg(*refused).head()
+    assert found is not None  # an aggregate without groups has one row
+    for name, count in zip(checks, found, strict=True):
+        if count:
+            raise TableError(
+                f"{table}: a constraint of it refuses a row; drop {name}, to which {count:,} rows "
+                "do not keep, or take such rows out of the source"
+            )
 
 
 def find_writers(spark: "SparkSession", table: str) -> list[Writer]:
