@@ -234,10 +234,8 @@ def _rows_of_every_error(canary: Canary, stub: Driver) -> None:
     answer = driver.run(job)
     canary.succeeds("rows", answer, rows_in=ROWS + 2, rows_scored=good, rows_failed=FAILED)
     answer = driver.run(job | {"limits": {"max_error_fraction": 0.5}}, command="retry")
-    counts = [f"{code} {FAILED[code]}" for code in ("worker_lost", "out_of_memory", "non_finite")]
-    canary.fails(
-        "retry over the budget", answer, "BudgetError", f"{MAY_PASS} of {MAY_PASS}", *counts
-    )
+    again = {code: FAILED[code] for code in ("worker_lost", "out_of_memory", "non_finite")}
+    canary.succeeds("retry without a budget", answer, rows_in=MAY_PASS, rows_failed=again)
     # What an error says of its row is not to quote it.
     details = lab.spark.read.format("delta").load(job["target"]["table"]).select("error.detail")
     (canary.folder / "details").write_text(str(details.distinct().collect()))
