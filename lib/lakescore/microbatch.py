@@ -221,13 +221,17 @@ class MicroBatches:
         )
         if counts.rows != counts.scored + sum(counts.failed.values()):
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
+
+        def drop_stage() -> None:  # a later run shall score it anew
+            names.remove(staged.sparkSession, self._stages)
+
         try:
             self._check_keys(staged, groups)
             full = staged.where(F.col(CHANGE).isin(INSERT, UPDATE))
             target.check_constraints(staged.sparkSession, job.target, full)
             self._check_budget(counts)
-        except (BudgetError, TableError):  # a later run shall score it anew
-            names.remove(staged.sparkSession, self._stages)
+        except (BudgetError, TableError):
+            drop_stage()
             raise
         reached("batch_checked")
         if self.before_first_write is not None:
@@ -246,6 +250,7 @@ class MicroBatches:
             results=job.results,
             dropped=job.dropped,
             guard=self.guard,
+            refused=drop_stage,
         )
         self._pending = counts
         reached("batch_committed")

@@ -392,6 +392,7 @@ def test_a_key_that_comes_into_the_target_just_before_the_commit_is_refused(
     with pytest.raises(TableError, match=r"1 of 2 new rows have a key \(id\) that .* already"):
         run(follow(mine, changes))
     assert content(spark, target)[500] == "other"
+    assert not Path(f"{target}_mine/stage-stream").exists()  # which holds texts
 
 
 def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(

@@ -30,6 +30,7 @@ def write(
     results: Sequence[str],
     dropped: Sequence[str],
     guard: Callable[[], None],
+    refused: Callable[[], None],
 ) -> None:
     """Write a staged micro-batch by one commit, again where another writer came between.
 
@@ -48,6 +49,7 @@ def write(
         results: the columns that scoring makes.
         dropped: the target's columns of tasks that the job has not: null where it scores.
         guard: is called before each attempt; it raises where this run is not to write.
+        refused: is called where the target has the key of a new row, before that is raised.
 
     Raises:
         BusyError: another run of this job did it at the same time.
@@ -71,7 +73,11 @@ def write(
         except Exception as error:  # Spark's and Java's own
             if PRESENT not in str(error):
                 raise
-            _refuse_present(staged, table, source, key, ranges)
+            try:
+                _refuse_present(staged, table, source, key, ranges)
+            except TableError:
+                refused()
+                raise
             raise  # as a conflict: that key has left again
 
     committed(spark, table, once_or_refused)
