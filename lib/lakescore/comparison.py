@@ -54,10 +54,8 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     done = target.Writer(source=table, id=job.source.id, key=job.key, version=version)
     begun = replace(done, version=None, snapshot=recorder.run.id)
     recorder.batches.guard = target.guard(spark, job.target, job.source, begun)
-    is_begun = False
 
     def begin() -> None:
-        nonlocal is_begun
         free = target.guard(spark, job.target, job.source, before)
 
         def unchanged() -> None:
@@ -71,15 +69,15 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                 )
 
         target.register(spark, job.target, begun, guard=unchanged)
-        is_begun = True
 
     recorder.batches.before_first_write = begin
     if not is_overwrite:
         score_steps(spark, job, recorder, todo, max_bytes=job.config.source.max_bytes)
     elif todo.head(1):
         score_steps(spark, job, recorder, prepared, max_bytes=2**63)
-    if is_begun or done != before:
-        mine = target.guard(spark, job.target, job.source, begun if is_begun else before)
+    last = begun if recorder.batches.before_first_write is None else before
+    if last != done:
+        mine = target.guard(spark, job.target, job.source, last)
         target.register(spark, job.target, done, guard=mine)
     names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")  # the stream begins anew
 

@@ -5,7 +5,7 @@
     ├── ModelError      a model cannot be resolved, is unsafe, or does not fit its task
     ├── TableError      a source or target table is missing or has the wrong shape
     ├── BudgetError     more rows failed than limits.max_error_fraction allows
-    ├── BusyError       another run of the same job is at work, and has the rows
+    ├── BusyError       another run of the same job is at work, or was faster
     ├── DataError       labelled data for fine-tuning or evaluation is malformed
     ├── WorkerError     scoring itself failed in a Python worker
     └── SetupError      something around lakescore is missing: Java, Spark, Delta, a session

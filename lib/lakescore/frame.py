@@ -11,13 +11,14 @@ from lakescore.config import JobConfig, SourceConfig
 from lakescore.errors import TableError, without_words
 from lakescore.plan import Plan, load, make_plan
 from lakescore.tables import CHANGE, HASH, quoted
+from lakescore.tables.changes import STEP, TEXT
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
 # Columns that scoring and the job add, besides `Plan.result_columns`, and those of their own.
-ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at", HASH, CHANGE, "_text", "_step"))
+ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at", HASH, CHANGE, STEP, TEXT))
 
 
 def score(df: "DataFrame", config: JobConfig) -> "DataFrame":

@@ -35,7 +35,7 @@ def score_table(
 
     Raises:
         BudgetError: more rows failed than the job allows.
-        BusyError: another run of this job is at work, or was faster; it has the rows.
+        BusyError: another run of this job is at work, or was faster.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: the session is one of Spark Connect.

@@ -18,7 +18,7 @@ from lakescore.frame import score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
 from lakescore.tables import commits, names, source, stage, target, writing
-from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, UPDATE
+from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT, UPDATE
 from lakescore.tables.names import quoted
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 PARTITIONS_PER_SLOT = 4
 # What the job adds to what scoring makes.
 RUN_COLUMNS = ("model", "run_id", "scored_at")
-_TEXT = "_text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +196,9 @@ class MicroBatches:
         is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
         carried = [name for name in rows.columns if name in {*job.carried, HASH, CHANGE}]
         given = spread(rows, job.config.source.partitions)
-        given = given.withColumn(_TEXT, F.when(is_scored, F.col(quoted(text))))
+        given = given.withColumn(TEXT, F.when(is_scored, F.col(quoted(text))))
         scored = score_with(
-            job.plan, given, carried=carried, text=_TEXT, rows_done=self._rows_done
+            job.plan, given, carried=carried, text=TEXT, rows_done=self._rows_done
         ).withColumns({"run_id": F.lit(self._run.id), "scored_at": F.lit(self._now)})
         manifest = stage.Manifest(
             digest=job.digest,

@@ -11,7 +11,7 @@ from lakescore.run import STREAM_STAGES, checkpoint_of, job_tables
 from lakescore.tables import delta_table, identifier, is_folder, load, remove
 from lakescore.tables.commits import committed
 from lakescore.tables.lock import alone
-from lakescore.todo import TODO
+from lakescore.todo import FOLDER
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -49,7 +49,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
             "end; run `lakescore score` to its end, then purge again"
         )
     with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
-        remove(spark, f"{checkpoint}/{TODO}")  # a run before that did not end begins it anew
+        remove(spark, f"{checkpoint}/{FOLDER}")  # a run before that did not end begins it anew
         before = _files(spark, target)
         reorganise = f"REORG TABLE {identifier(target)} APPLY (PURGE)"
         committed(spark, target, lambda: _execute(spark, reorganise))

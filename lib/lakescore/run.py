@@ -19,7 +19,7 @@ from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
 from lakescore.tables import HASH, bill, load, names, source, stream, target
 from lakescore.tables.lock import alone
-from lakescore.todo import todo_folder
+from lakescore.todo import folder_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -238,7 +238,7 @@ def recorded(
             now=now,
             how=how or job.config.write,
             budget=None if command == "retry" else job.config.limits.max_error_fraction,
-            stages=f"{job.checkpoint}/{stages or f'{todo_folder(run.id)}/stage'}",
+            stages=f"{job.checkpoint}/{stages or f'{folder_of(run.id)}/stage'}",
             rows_done=rows_done,
         )
         recorder = Recorder(batches, run, progress, rows_done)

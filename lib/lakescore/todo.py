@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.failpoints import reached
 from lakescore.tables import describe, load, quoted, remove, save_aside
-from lakescore.tables.changes import CHANGE, DELETE, REFRESH
+from lakescore.tables.changes import CHANGE, DELETE, REFRESH, STEP
 from lakescore.tables.commits import app_of
 
 if TYPE_CHECKING:
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from lakescore.microbatch import Job
     from lakescore.run import Recorder
 
-_STEP = "_step"
 # In the checkpoint: a folder for each run, of what it has to score and has scored.
-TODO = "todo"
+FOLDER = "todo"
 
 
-def todo_folder(run_id: str) -> str:
+def folder_of(run_id: str) -> str:
     """Return the folder of a run's rows and stages in the checkpoint."""
-    return f"{TODO}/{run_id}"
+    return f"{FOLDER}/{run_id}"
 
 
 class Todo:
@@ -50,10 +49,10 @@ class Todo:
             yield self.rows
             return
         step = F.pmod(F.xxhash64(*map(quoted, key)), F.lit(count)).cast("int")
-        divided = self.rows.withColumn(_STEP, step).repartition(count, _STEP)
-        save_aside(divided, f"{self._folder}/steps", _STEP)
+        divided = self.rows.withColumn(STEP, step).repartition(count, STEP)
+        save_aside(divided, f"{self._folder}/steps", STEP)
         for nth in range(count):
-            yield load(self._spark, f"{self._folder}/steps").where(f"{_STEP} = {nth}").drop(_STEP)
+            yield load(self._spark, f"{self._folder}/steps").where(f"{STEP} = {nth}").drop(STEP)
 
 
 def score_steps(
@@ -62,8 +61,8 @@ def score_steps(
     """Score rows that are known beforehand, each step of them one commit."""
     from pyspark.sql import functions as F
 
-    remove(spark, f"{job.checkpoint}/{TODO}")  # of a run that was killed
-    folder = f"{job.checkpoint}/{todo_folder(recorder.run.id)}"
+    remove(spark, f"{job.checkpoint}/{FOLDER}")  # of a run that was killed
+    folder = f"{job.checkpoint}/{folder_of(recorder.run.id)}"
     todo = Todo(rows, folder)
     is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
     found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()

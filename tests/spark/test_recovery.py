@@ -21,7 +21,15 @@ from lakescore import (
 )
 from lakescore.purge import purge_target
 from tests.jobs import NOW, ROWS, Run
-from tests.spark.test_changes import ONE_SNAPSHOT, add, changed, content, feed, follow
+from tests.spark.test_changes import (
+    ONE_SNAPSHOT,
+    a_snapshot_mends,
+    add,
+    changed,
+    content,
+    feed,
+    follow,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -118,22 +126,18 @@ def test_a_restored_target_is_an_error_and_a_snapshot_mends_it(
     with pytest.raises(TableError, match=f"target: was restored .*{ONE_SNAPSHOT}"):
         run(settings)
     assert len(content(spark, target)) == 60
-    assert run(follow(settings, "snapshot")).rows_in == 2
-    add(spark, source, [(102, "newest")])
-    assert run(settings).rows_in == 1
-    assert content(spark, target) == content(spark, source)
+    a_snapshot_mends(spark, settings, run, rows_in=2)
 
 
 def test_a_target_restored_to_before_its_first_rows_is_an_error(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    source, target = settings["source"]["table"], settings["target"]["table"]
+    target = settings["target"]["table"]
     run(settings)
     spark.sql(f"RESTORE delta.`{target}` TO VERSION AS OF 0")
     with pytest.raises(TableError, match=ONE_SNAPSHOT):
         run(settings)
-    assert run(follow(settings, "snapshot")).rows_in == 60
-    assert content(spark, target) == content(spark, source)
+    a_snapshot_mends(spark, settings, run, rows_in=60)
 
 
 def test_a_target_that_was_dropped_is_scored_from_the_start(
@@ -266,10 +270,7 @@ def test_a_column_of_another_type_or_name_is_an_error_until_it_is_as_it_was(
                 run(follow(settings, changes))
         assert content(spark, target) == before
         spark.sql(f"RESTORE delta.`{source}` TO VERSION AS OF 0")
-    assert run(follow(settings, "snapshot")).rows_in == 0
-    add(spark, source, [(100, "new")])
-    assert run(settings).rows_in == 1
-    assert content(spark, target) == content(spark, source)
+    a_snapshot_mends(spark, settings, run, rows_in=0)
 
 
 def test_retry_has_no_budget_of_errors(

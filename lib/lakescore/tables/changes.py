@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 CHANGE, HASH = "_change", "text_hash"
+# What steps of known rows are divided by, and the text where it is to be scored.
+STEP, TEXT = "_step", "_text"
 INSERT, UPDATE, DELETE = "insert", "update", "delete"
 # Other columns changed and the text did not: they are carried over, and the scores stay.
 REFRESH = "refresh"

@@ -59,28 +59,23 @@ def write(
 
     def once() -> None:
         guard()
-        with session(spark, commit.settings):
-            if how == "append":
-                append(_if_absent(rows, table, key, ranges), table)
-            elif how == "overwrite":
-                _save(rows.write.format("delta").mode("overwrite"), table)
-            else:
-                _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
-
-    def once_or_refused() -> None:
         try:
-            once()
+            with session(spark, commit.settings):
+                if how == "append":
+                    append(_if_absent(rows, table, key, ranges), table)
+                elif how == "overwrite":
+                    _save(rows.write.format("delta").mode("overwrite"), table)
+                else:
+                    _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
         except Exception as error:  # Spark's and Java's own
-            if PRESENT not in str(error):
-                raise
-            try:
-                _refuse_present(staged, table, source, key, ranges)
-            except TableError:
+            if PRESENT in str(error) and (present := _count_present(staged, table, key, ranges)):
                 refused()
-                raise
-            raise  # as a conflict: that key has left again
+                raise TableError(
+                    f"{source}: {present} that {table} has already; {UNIQUE}"
+                ) from None
+            raise  # where that key has left again, as a conflict
 
-    committed(spark, table, once_or_refused)
+    committed(spark, table, once)
 
 
 def append(rows: "DataFrame", table: str, **options: str) -> None:
@@ -120,26 +115,17 @@ def _if_absent(
     return joined.where(is_absent).select("s.*")
 
 
-def _refuse_present(
-    staged: "DataFrame",
-    table: str,
-    source: str,
-    key: Sequence[str],
-    ranges: Mapping[str, tuple[Any, Any]],
-) -> None:
-    """Refuse new rows of which the target has the key.
-
-    Raises:
-        TableError: there is one.
-    """
+def _count_present(
+    staged: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[Any, Any]]
+) -> str | None:
+    """Say how many new rows have a key of the target; None where none has."""
     from pyspark.sql import functions as F
 
     new = staged.where(F.col(CHANGE) == INSERT)
-    if found := _present(new, table, key, ranges).count():
-        raise TableError(
-            f"{source}: {found:,} of {new.count():,} new rows have a key ({', '.join(key)}) that "
-            f"{table} has already; {UNIQUE}"
-        )
+    found = _present(new, table, key, ranges).count()
+    if not found:
+        return None
+    return f"{found:,} of {new.count():,} new rows have a key ({', '.join(key)})"
 
 
 def _same(key: Sequence[str]) -> "Column":
