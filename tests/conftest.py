@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.jobs import SMALL_JOBS
+from tests.jobs import LASTING_JVM, SMALL_JOBS
 from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
     from lakescore.session import local_session
 
     folder = tmp_path_factory.mktemp("spark")
-    settings = SMALL_JOBS | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+    warehouse = {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+    settings = SMALL_JOBS | LASTING_JVM | warehouse
     log_file = folder / "spark.log"
     with local_session("tests", master="local[2]", settings=settings, log_file=log_file) as session:
         yield session

@@ -11,6 +11,9 @@ Run = Callable[..., RunSummary]
 # For a JVM that lives for a minute: compiled once, quickly, by few threads.
 _BRIEF = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 BRIEF_JVM = {"spark.driver.extraJavaOptions": _BRIEF, "spark.executor.extraJavaOptions": _BRIEF}
+# For one that lives for minutes: only what runs very often is compiled a second time.
+_LASTING = "-XX:+UseSerialGC -XX:Tier4InvocationThreshold=15000 -XX:Tier4CompileThreshold=30000"
+LASTING_JVM = {"spark.driver.extraJavaOptions": _LASTING}
 # For hundreds of small jobs: nothing is gained by planning them twice, nor by compiling them.
 SMALL_JOBS = {
     "spark.sql.adaptive.enabled": "false",

@@ -4,6 +4,7 @@
     ├── ConfigError     a job's configuration is wrong; raised before anything runs
     ├── ModelError      a model cannot be resolved, is unsafe, or does not fit its task
     ├── TableError      a source or target table is missing or has the wrong shape
+    │   └── RefusedRowsError    rows have null or double keys, or break a constraint
     ├── BudgetError     more rows failed than limits.max_error_fraction allows
     ├── BusyError       another run of the same job is at work, or was faster
     ├── DataError       labelled data for fine-tuning or evaluation is malformed
@@ -34,6 +35,10 @@ class ModelError(LakescoreError):
 
 class TableError(LakescoreError):
     """Raised when a source or target table does not fit the job, or cannot be read or written."""
+
+
+class RefusedRowsError(TableError):
+    """Raised where rows cannot be written: keys that are null or double, or a constraint."""
 
 
 class BudgetError(LakescoreError):

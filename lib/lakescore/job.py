@@ -14,7 +14,7 @@ from lakescore.microbatch import Job
 from lakescore.progress import Progress
 from lakescore.run import STREAM_STAGES, Recorder, RunSummary, opened, recorded, summary_of
 from lakescore.stream import score_stream
-from lakescore.tables import commits, source, stage
+from lakescore.tables import commits, source
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -69,12 +69,10 @@ def explained(job: Job) -> Iterator[None]:
     """Say in lakescore's words why tables cannot be read on; Spark's own may quote rows."""
     try:
         yield
-    except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
-        said = str(error)
-        if isinstance(error, LakescoreError):
-            raise stage.lost(said, job.checkpoint) or error from error.__cause__
-        known: LakescoreError | None = stage.lost(said, job.checkpoint)
-        known = known or source.read_error(said, job.source.table, job.target)
+    except LakescoreError:
+        raise
+    except Exception as error:  # Spark's, Delta's, and Java's own
+        known = source.read_error(str(error), job.source.table, job.target)
         known = known or commits.write_error(job.checkpoint, error)
         if known is None:
             raise

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tracking
 from lakescore.config import JobConfig, Write
-from lakescore.errors import BudgetError, TableError
+from lakescore.errors import BudgetError, RefusedRowsError
 from lakescore.failpoints import reached
 from lakescore.frame import score_with
 from lakescore.metrics import Totals
@@ -146,7 +146,8 @@ class MicroBatches:
         Raises:
             BudgetError: more rows failed than the job allows; nothing was written.
             BusyError: another run of the same job was faster.
-            TableError: keys are null or double, or a table cannot be written.
+            RefusedRowsError: keys are null or double, or rows break a constraint.
+            TableError: a table cannot be written.
         """
         self.settle()
         reached("batch_begun")
@@ -163,7 +164,12 @@ class MicroBatches:
         reached("batch_staged")
         if self.rows_expected is None:
             self.rows_expected = expected()
-        self._write(names.load(spark, folder), transaction)
+        try:
+            with stage.kept(spark, folder):
+                self._write(names.load(spark, folder), transaction)
+        except (BudgetError, RefusedRowsError):  # a later run shall score it anew
+            names.remove(spark, self._stages)
+            raise
 
     def settle(self) -> None:
         """Count the last micro-batch: Spark has written down that it is done."""
@@ -221,17 +227,10 @@ class MicroBatches:
         if counts.rows != counts.scored + sum(counts.failed.values()):
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
 
-        def drop_stage() -> None:  # a later run shall score it anew
-            names.remove(staged.sparkSession, self._stages)
-
-        try:
-            self._check_keys(staged, groups)
-            full = staged.where(F.col(CHANGE).isin(INSERT, UPDATE))
-            target.check_constraints(staged.sparkSession, job.target, full)
-            self._check_budget(counts)
-        except (BudgetError, TableError):
-            drop_stage()
-            raise
+        self._check_keys(staged, groups)
+        full = staged.where(F.col(CHANGE).isin(INSERT, UPDATE))
+        target.check_constraints(staged.sparkSession, job.target, full)
+        self._check_budget(counts)
         reached("batch_checked")
         if self.before_first_write is not None:
             self.before_first_write()
@@ -249,7 +248,6 @@ class MicroBatches:
             results=job.results,
             dropped=job.dropped,
             guard=self.guard,
-            refused=drop_stage,
         )
         self._pending = counts
         reached("batch_committed")
@@ -274,7 +272,7 @@ class MicroBatches:
         """Check that every key is there, and once.
 
         Raises:
-            TableError: it is not.
+            RefusedRowsError: it is not.
         """
         job = self.job
         rows = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}

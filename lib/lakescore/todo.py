@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lakescore.failpoints import reached
-from lakescore.tables import describe, load, quoted, remove, save_aside
+from lakescore.tables import describe, kept, load, quoted, remove, save_aside
 from lakescore.tables.changes import CHANGE, DELETE, REFRESH, STEP
 from lakescore.tables.commits import app_of
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # In the checkpoint: a folder for each run, of what it has to score and has scored.
 FOLDER = "todo"
+_ROWS = "rows"
 
 
 def folder_of(run_id: str) -> str:
@@ -31,19 +32,19 @@ class Todo:
         """Put `rows` aside."""
         self._spark: SparkSession = rows.sparkSession
         self._folder = folder
-        save_aside(rows, f"{folder}/rows")
+        save_aside(rows, f"{folder}/{_ROWS}")
         reached("todo_written")
 
     @property
     def rows(self) -> "DataFrame":
         """All of them."""
-        return load(self._spark, f"{self._folder}/rows")
+        return load(self._spark, f"{self._folder}/{_ROWS}")
 
     def steps(self, *, key: Sequence[str], max_bytes: int) -> Iterator["DataFrame"]:
         """Yield parts of about `max_bytes` of files, divided by a hash of the key."""
         from pyspark.sql import functions as F
 
-        size = describe(self._spark, f"{self._folder}/rows").bytes
+        size = describe(self._spark, f"{self._folder}/{_ROWS}").bytes
         count = min(math.ceil(size / max_bytes), self.rows.count())
         if count <= 1:
             yield self.rows
@@ -64,19 +65,20 @@ def score_steps(
     remove(spark, f"{job.checkpoint}/{FOLDER}")  # of a run that was killed
     folder = f"{job.checkpoint}/{folder_of(recorder.run.id)}"
     todo = Todo(rows, folder)
-    is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
-    found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()
-    assert found is not None  # an aggregate without groups has one row
-    if found[0] or job.config.write == "overwrite":
-        for number, step in enumerate(todo.steps(key=job.key, max_bytes=max_bytes)):
-            recorder.batches.commit(
-                step,
-                app_of(recorder.run.id),
-                number,
-                text=job.config.source.text,
-                expected=lambda: int(found[1]),
-            )
-            recorder.show()
+    with kept(spark, f"{folder}/{_ROWS}"):
+        is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
+        found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()
+        assert found is not None  # an aggregate without groups has one row
+        if found[0] or job.config.write == "overwrite":
+            for number, step in enumerate(todo.steps(key=job.key, max_bytes=max_bytes)):
+                recorder.batches.commit(
+                    step,
+                    app_of(recorder.run.id),
+                    number,
+                    text=job.config.source.text,
+                    expected=lambda: int(found[1]),
+                )
+                recorder.show()
     recorder.batches.settle()
     remove(spark, folder)
     reached("todo_removed")

@@ -166,13 +166,12 @@ def test_double_and_null_keys_are_refused_with_their_number(
     for changes in ("append", "cdf", "snapshot"):
         with pytest.raises(TableError, match=r"2 keys \(id\) are there more than once"):
             run(follow(settings, changes))
-        assert spark.read.format("delta").load(target).count() == 0
+    assert spark.read.format("delta").load(target).count() == 0
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id IN (1, 2)")
     assert run(follow(settings, "snapshot")).rows_in == 58
     add(spark, source, [(5, "again")])
-    for changes in ("append", "cdf"):
-        with pytest.raises(TableError, match=r"1 of 1 new rows have a key \(id\) that .* already"):
-            run(follow(settings, changes))
+    with pytest.raises(TableError, match=r"1 of 1 new rows have a key \(id\) that .* already"):
+        run(follow(settings, "cdf"))
     spark.sql(f"DELETE FROM delta.`{source}` WHERE text = 'again'")
     spark.sql(f"INSERT INTO delta.`{source}` VALUES (NULL, 'nobody')")
     with pytest.raises(TableError, match=r"source.key \(id\) is null in 1 rows"):
@@ -201,11 +200,7 @@ def test_a_vacuumed_change_feed_is_an_error_and_a_snapshot_mends_it(
     with pytest.raises(TableError, match=f"files that the last run had not read .*{ONE_SNAPSHOT}"):
         run(settings)
     assert content(spark, target) == before
-    assert run(follow(settings, "snapshot")).rows_in == 1
-    assert content(spark, target) == content(spark, source)
-    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 7")
-    assert run(settings).rows_deleted == 1
-    assert content(spark, target) == content(spark, source)
+    a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
 def test_another_key_is_refused(spark: "SparkSession", settings: dict[str, Any], run: Run) -> None:

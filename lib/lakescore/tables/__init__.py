@@ -13,7 +13,7 @@ from lakescore.tables.names import (
     remove,
     version,
 )
-from lakescore.tables.stage import save_aside
+from lakescore.tables.stage import kept, save_aside
 
 __all__ = [
     "CHANGE",
@@ -24,6 +24,7 @@ __all__ = [
     "identifier",
     "is_folder",
     "is_path",
+    "kept",
     "load",
     "quoted",
     "remove",

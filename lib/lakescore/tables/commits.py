@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lakescore.errors import BusyError, TableError, root_cause
+from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
 from lakescore.tables.lock import alone
 from lakescore.tables.names import delta_table, identifier, quoted
 
@@ -169,7 +169,7 @@ def write_error(place: str, error: Exception) -> TableError | None:
     if "No space left on device" in said:
         return TableError(f"{place}: the disk is full; free some room and run the job again")
     if "CHECK constraint" in said or "DELTA_NOT_NULL_CONSTRAINT" in said:
-        return TableError(
+        return RefusedRowsError(
             f"{place}: a constraint of it refuses a row; drop that constraint, or take such rows "
             "out of the source"
         )

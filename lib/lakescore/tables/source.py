@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from lakescore.errors import BusyError, LakescoreError, TableError
+from lakescore.errors import BusyError, LakescoreError, RefusedRowsError, TableError
 from lakescore.tables.changes import CHANGE
 from lakescore.tables.names import (
     absolute,
@@ -65,7 +65,7 @@ def check_keys(rows: "DataFrame", table: str, key: Sequence[str]) -> None:
     """Check that a key identifies each row.
 
     Raises:
-        TableError: keys are null, or are there more than once.
+        RefusedRowsError: keys are null, or are there more than once.
     """
     from pyspark.sql import functions as F
 
@@ -88,10 +88,10 @@ def refuse_null_keys(table: str, key: Sequence[str], rows: int) -> None:
     """Refuse rows without a key.
 
     Raises:
-        TableError: there is one.
+        RefusedRowsError: there is one.
     """
     if rows:
-        raise TableError(
+        raise RefusedRowsError(
             f"{table}: source.key ({', '.join(key)}) is null in {rows:,} rows; fill it and "
             f"{RECOVER}; or name columns in source.key that are never null"
         )
@@ -101,11 +101,11 @@ def refuse_double_keys(table: str, key: Sequence[str], keys: int, rows: int | No
     """Refuse keys that several rows have.
 
     Raises:
-        TableError: there is one.
+        RefusedRowsError: there is one.
     """
     if keys:
         where = "" if rows is None else f", in {rows:,} rows"
-        raise TableError(
+        raise RefusedRowsError(
             f"{table}: {keys:,} keys ({', '.join(key)}) are there more than once{where}; {UNIQUE}"
         )
 

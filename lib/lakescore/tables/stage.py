@@ -6,16 +6,18 @@ does. It goes once its micro-batch is in the target.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
-from lakescore.tables.names import delta_table, exists
+from lakescore.tables.names import absolute, delta_table, exists
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_GONE = ("no Delta table under this path", "FILE_NOT_EXIST", "FileNotFound", "PATH_NOT_FOUND")
+_GONE = ("FILE_NOT_EXIST", "FileNotFound", "PATH_NOT_FOUND")  # and its log not yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,21 @@ def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None
     writer.options(**{"delta.dataSkippingNumIndexedCols": "0"} | options).save(folder)
 
 
-def lost(said: str, checkpoint: str) -> BusyError | None:
-    """Say that rows put aside went while they were read, if that is what an error says."""
-    is_aside = any(f"{checkpoint}/{name}" in said for name in ("stage-", "todo"))
-    if is_aside and any(sign in said for sign in _GONE):
-        return BusyError(
-            f"{checkpoint}: another run of this job is at work or was faster, and removed what "
-            "this one had put aside; what is not in the target yet, the next run scores"
-        )
-    return None
+@contextmanager
+def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
+    """Say of rows put aside in a folder that they went while they were read, if they did.
+
+    Raises:
+        BusyError: they did, by another run of the same job.
+    """
+    try:
+        yield
+    except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
+        said = str(error)
+        if not (absolute(folder) in said and any(sign in said for sign in _GONE)):
+            if exists(spark, folder):
+                raise
+        raise BusyError(
+            f"{folder}: another run of this job is at work or was faster, and removed what this "
+            "one had put aside; what is not in the target yet, the next run scores"
+        ) from error

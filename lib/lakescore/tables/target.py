@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakescore.errors import BusyError, TableError, root_cause
+from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
 from lakescore.tables.commits import app_of, committed, note_of, set_property, write_error
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
@@ -158,7 +158,7 @@ def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> N
     """Check rows by the CHECK constraints of others: Delta would log the row that it refuses.
 
     Raises:
-        TableError: a row does not keep to one.
+        RefusedRowsError: a row does not keep to one.
     """
     from pyspark.sql import functions as F
 
@@ -183,7 +183,7 @@ def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> N
     assert found is not None  # an aggregate without groups has one row
     for name, count in zip(checks, found, strict=True):
         if count:
-            raise TableError(
+            raise RefusedRowsError(
                 f"{table}: a constraint of it refuses a row; drop {name}, to which {count:,} rows "
                 "do not keep, or take such rows out of the source"
             )

@@ -5,7 +5,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from lakescore.config import Write
-from lakescore.errors import TableError
+from lakescore.errors import RefusedRowsError
 from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
 from lakescore.tables.commits import PRESENT, Commit, committed, session
 from lakescore.tables.names import delta_table, identifier, is_path, load, quoted
@@ -30,7 +30,6 @@ def write(
     results: Sequence[str],
     dropped: Sequence[str],
     guard: Callable[[], None],
-    refused: Callable[[], None],
 ) -> None:
     """Write a staged micro-batch by one commit, again where another writer came between.
 
@@ -49,11 +48,11 @@ def write(
         results: the columns that scoring makes.
         dropped: the target's columns of tasks that the job has not: null where it scores.
         guard: is called before each attempt; it raises where this run is not to write.
-        refused: is called where the target has the key of a new row, before that is raised.
 
     Raises:
         BusyError: another run of this job did it at the same time.
-        TableError: the target cannot be written, or has the key of a new row already.
+        RefusedRowsError: the target has the key of a new row already.
+        TableError: the target cannot be written.
     """
     rows, spark = staged.drop(CHANGE), staged.sparkSession
 
@@ -69,8 +68,7 @@ def write(
                     _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
         except Exception as error:  # Spark's and Java's own
             if PRESENT in str(error) and (present := _count_present(staged, table, key, ranges)):
-                refused()
-                raise TableError(
+                raise RefusedRowsError(
                     f"{source}: {present} that {table} has already; {UNIQUE}"
                 ) from None
             raise  # where that key has left again, as a conflict

@@ -2,7 +2,8 @@
 
 It stands in for `lakescore.plan.load`, so that hundreds of runs take minutes and what Delta and
 Spark do can be timed. Its results follow from the text alone: one entity, the first letter, and a
-sentiment by the length. LAKESCORE_STUB_MS are milliseconds that each row takes.
+sentiment by the length. A text with XRAISEDX is an error that quotes it, as those of other
+libraries may be. LAKESCORE_STUB_MS are milliseconds that each row takes.
 
 LAKESCORE_STUB_RECORD names a folder where each worker writes down what it scores, in a file that
 is named by its process: for each Arrow batch a line of how many rows, ended once they are scored.
@@ -40,6 +41,9 @@ class StubScorer:
             yield results
 
     def _results(self, texts: pa.Array) -> Results:
+        refused = texts.filter(pc.match_substring(texts, "XRAISEDX"))
+        if len(refused):
+            raise ValueError(f"cannot read {refused.to_pylist()}")
         is_null, is_blank = pc.is_null(texts), pc.equal(pc.utf8_trim_whitespace(texts), "")
         failed = pc.or_(is_null, pc.fill_null(is_blank, False))
         lengths = pc.fill_null(pc.utf8_length(texts), 0).cast(pa.int32())
