@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 settings.register_profile("lakescore", deadline=None)
 settings.load_profile("lakescore")
 
+POISON = "XPOISONX"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,14 +37,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
-    """A local Spark with Delta, two tasks at once."""
+    """A local Spark with Delta, two tasks at once, where a text with `POISON` kills its worker."""
     from lakescore.session import local_session
 
     folder = tmp_path_factory.mktemp("spark")
     warehouse = {"spark.sql.warehouse.dir": str(folder / "warehouse")}
     settings = SMALL_JOBS | LASTING_JVM | warehouse
     log_file = folder / "spark.log"
-    with local_session("tests", master="local[2]", settings=settings, log_file=log_file) as session:
+    os.environ["LAKESCORE_POISON"] = POISON  # workers have this process's environment
+    with local_session(
+        "tests", master="local[2,4]", settings=settings, log_file=log_file
+    ) as session:
         yield session
 
 

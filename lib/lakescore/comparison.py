@@ -1,6 +1,7 @@
 """A source as a whole: its latest version is compared with the target, and what differs scored."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     writers = target.find_writers(spark, job.target)
     before = target.recorded(writers, job.source)
     if before is not None:
-        position.check_writer(before, job.source, job.target, job.key)
+        position.check_writer(before, job.writer, job.target)
     others = target.others(writers, job.source)
     if others and is_overwrite:
         raise TableError(
@@ -51,17 +52,26 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     for other in others:
         todo = _beside(spark, todo, other, job)
 
-    done = target.Writer(source=table, id=job.source.id, key=job.key, version=version)
-    begun = replace(done, version=None, snapshot=recorder.run.id)
-    recorder.batches.guard = target.guard(spark, job.target, job.source, begun)
+    done = replace(job.writer, version=version)
+    begun = replace(job.writer, snapshot=recorder.run.id)
 
-    def begin() -> None:
-        free = target.guard(spark, job.target, job.source, before)
+    def guard(writer: target.Writer | None) -> Callable[[], None]:
+        is_mine = target.guard(spark, job.target, job.source, writer)
 
-        def unchanged() -> None:
-            free()
+        def check() -> None:
+            is_mine()
             if is_overwrite and target.others(target.find_writers(spark, job.target), job.source):
                 raise BusyError(f"{job.target}: another job has begun to write to it; run it again")
+
+        return check
+
+    recorder.batches.guard = guard(begun)
+
+    def begin() -> None:
+        is_free = guard(before)
+
+        def unchanged() -> None:
+            is_free()
             if before and target.was_written(spark, job.target, before, since=seen):
                 raise BusyError(
                     f"{job.target}: another run of this job wrote to it while {table} was "
@@ -77,8 +87,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         score_steps(spark, job, recorder, prepared, max_bytes=2**63)
     last = begun if recorder.batches.before_first_write is None else before
     if last != done:
-        mine = target.guard(spark, job.target, job.source, last)
-        target.register(spark, job.target, done, guard=mine)
+        target.register(spark, job.target, done, guard=guard(last))
     names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")  # the stream begins anew
 
 

@@ -12,7 +12,6 @@ import signal
 from collections import Counter
 from collections.abc import Iterable
 
-_STEP = os.environ.get("LAKESCORE_FAILPOINT", "")
 _POISON = os.environ.get("LAKESCORE_POISON", "")
 _REFUSED = os.environ.get("LAKESCORE_TOKENIZER_ERROR", "")
 _TOO_WIDE = int(os.environ.get("LAKESCORE_OUT_OF_MEMORY_FROM", "0"))
@@ -21,6 +20,17 @@ _TOO_WIDE = int(os.environ.get("LAKESCORE_OUT_OF_MEMORY_FROM", "0"))
 UNLOCKED = False
 UNLOCKED_COMMITS = False
 _TIMES: Counter[str] = Counter()
+_STEP = ""
+
+
+def order(failpoint: str) -> None:
+    """Order a fault from now on, as LAKESCORE_FAILPOINT does; none by an empty text."""
+    global _STEP
+    _STEP = failpoint
+    _TIMES.clear()
+
+
+order(os.environ.get("LAKESCORE_FAILPOINT", ""))
 
 
 def reached(step: str) -> None:

@@ -72,8 +72,8 @@ def explained(job: Job) -> Iterator[None]:
     except LakescoreError:
         raise
     except Exception as error:  # Spark's, Delta's, and Java's own
-        known = source.read_error(str(error), job.source.table, job.target)
-        known = known or commits.write_error(job.checkpoint, error)
+        known: LakescoreError | None = commits.write_error(job.checkpoint, error)
+        known = known or source.read_error(str(error), job.source.table, job.target)
         if known is None:
             raise
         raise known from error

@@ -20,6 +20,7 @@ from lakescore.plan import Plan
 from lakescore.tables import commits, names, source, stage, target, writing
 from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT, UPDATE
 from lakescore.tables.names import quoted
+from lakescore.tables.target import Writer
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -67,6 +68,12 @@ class Job:
     def results(self) -> tuple[str, ...]:
         """The columns that scoring makes, with those of the run."""
         return (*(name for name, _ in self.plan.result_columns), *RUN_COLUMNS)
+
+    @property
+    def writer(self) -> Writer:
+        """What the target is to record of the job, in each of its modes with more."""
+        at, text = names.place(self.source.table), self.config.source.text
+        return Writer(source=at, id=self.source.id, key=self.key, text=text)
 
     @property
     def digest(self) -> str:
@@ -277,7 +284,10 @@ class MicroBatches:
         job = self.job
         rows = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}
         source.refuse_null_keys(
-            job.source.table, job.key, sum(int(row["null keys"]) for row in groups)
+            job.source.table,
+            job.key,
+            # A row that is gone may have had none: the target never had it.
+            sum(int(row["null keys"]) for row in groups if row[CHANGE] != DELETE),
         )
         source.refuse_double_keys(job.source.table, job.key, rows.get(DOUBLE, 0))
         if job.config.source.changes == "append" and rows.get(INSERT, 0):

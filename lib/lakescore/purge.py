@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
-from lakescore.run import STREAM_STAGES, checkpoint_of, job_tables
-from lakescore.tables import delta_table, identifier, is_folder, load, remove
+from lakescore.run import STREAM_STAGES, checkpoint_of, folder_in, job_tables
+from lakescore.tables import delta_table, describe, identifier, is_folder, remove
 from lakescore.tables.commits import committed
 from lakescore.tables.lock import alone
 from lakescore.todo import FOLDER
@@ -41,15 +41,15 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
         TableError: there is no target, or a run that did not end has rows put aside for it.
     """
     _, target = job_tables(config)
-    load(spark, target)
     checkpoint = checkpoint_of(config)
-    if is_folder(spark, f"{checkpoint}/{STREAM_STAGES}"):
+    folder = folder_in(checkpoint, describe(spark, target))
+    if is_folder(spark, f"{folder}/{STREAM_STAGES}"):
         raise TableError(
-            f"{checkpoint}: holds rows that a run has scored and not committed, since it did not "
+            f"{folder}: holds rows that a run has scored and not committed, since it did not "
             "end; run `lakescore score` to its end, then purge again"
         )
     with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
-        remove(spark, f"{checkpoint}/{FOLDER}")  # a run before that did not end begins it anew
+        remove(spark, f"{folder}/{FOLDER}")  # a run before that did not end begins it anew
         before = _files(spark, target)
         reorganise = f"REORG TABLE {identifier(target)} APPLY (PURGE)"
         committed(spark, target, lambda: _execute(spark, reorganise))

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.job import explained
+from lakescore.microbatch import Job
 from lakescore.progress import Progress
 from lakescore.run import RunSummary, opened, recorded, summary_of
-from lakescore.tables import CHANGE, HASH, changes, load, quoted
+from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, target
 from lakescore.text import ErrorCode
 from lakescore.todo import score_steps
 
@@ -49,10 +50,22 @@ def _again(
         is_wanted: Column = ~changes.is_scored_by(job.plan.versions)
         if command == "retry":
             is_wanted = F.col("error.code").isin(*map(str, PASSING))
-        rows = load(spark, job.target).where(is_wanted)
+        rows = _own(spark, job, load(spark, job.target).where(is_wanted))
         todo = _with_text(spark, rows, config).withColumn(CHANGE, F.lit(changes.RESCORE))
         score_steps(spark, job, recorder, todo, max_bytes=config.source.max_bytes)
     return summary_of(job, recorder)
+
+
+def _own(spark: "SparkSession", job: Job, rows: "DataFrame") -> "DataFrame":
+    """Return the rows that are of the job's own source, where the target has those of others."""
+    writers = target.find_writers(spark, job.target)
+    writer = target.recorded(writers, job.source)
+    if writer is not None:
+        position.check_writer(writer, job.writer, job.target)
+    if not target.others(writers, job.source):
+        return rows
+    key = [*job.key]
+    return rows.join(load(spark, job.source.table).select(*map(quoted, key)), key, "left_semi")
 
 
 def _with_text(spark: "SparkSession", rows: "DataFrame", config: JobConfig) -> "DataFrame":

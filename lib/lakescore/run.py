@@ -98,6 +98,11 @@ def checkpoint_of(config: JobConfig) -> str:
     return folder
 
 
+def folder_in(checkpoint: str, target: names.Details) -> str:
+    """Return the folder of a target in a checkpoint, which may be that of several targets."""
+    return f"{checkpoint}/{target.id[:8]}"
+
+
 @contextmanager
 def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = True) -> Iterator[Job]:
     """Check a job's tables, resolve its models, and make the target where there is none.
@@ -144,6 +149,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         )
         reached("target_ready")
         there = load(spark, to).columns
+        at_target = names.describe(spark, to)
         yield Job(
             config=config,
             source=found,
@@ -154,7 +160,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
                 for name in type(config.tasks).model_fields
                 if name in there and name not in schema.names
             ),
-            checkpoint=checkpoint,
+            checkpoint=folder_in(checkpoint, at_target),
             plan=plan,
             carried=tuple(carried),
             schema=schema,
@@ -251,8 +257,9 @@ def recorded(
         except BaseException as error:
             try:
                 _write_bill(spark, job, command, recorder, now, error)
-            except LakescoreError as unwritten:
-                logger.warning("the run's bill was not written: %s", unwritten)
+            except Exception as unwritten:  # of any kind: the run's own error is what is raised
+                said = unwritten if isinstance(unwritten, LakescoreError) else type(unwritten)
+                logger.warning("the run's bill was not written: %s", said)
             raise
         _write_bill(spark, job, command, recorder, now, None)
         reached("bill_written")

@@ -1,5 +1,6 @@
 """A source that grows or changes: what is new since the last run, a micro-batch at a time."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lakescore.failpoints import reached
@@ -22,7 +23,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     table, version = job.source.table, job.source.version
     writer = target.recorded(target.find_writers(spark, job.target), job.source)
     if writer is not None:
-        position.check_writer(writer, job.source, job.target, job.key)
+        position.check_writer(writer, job.writer, job.target)
     at = position.find(
         spark, writer, source=job.source, target=job.target, checkpoint=job.checkpoint
     )
@@ -39,10 +40,8 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     )
 
     def register() -> None:
-        found = target.Writer(
-            source=table,
-            id=job.source.id,
-            key=job.key,
+        found = replace(
+            job.writer,
             query=position.query_id(spark, at.folder),
             version=None if at.starting_version is None else at.starting_version - 1,
         )

@@ -62,7 +62,6 @@ def score_steps(
     """Score rows that are known beforehand, each step of them one commit."""
     from pyspark.sql import functions as F
 
-    remove(spark, f"{job.checkpoint}/{FOLDER}")  # of a run that was killed
     folder = f"{job.checkpoint}/{folder_of(recorder.run.id)}"
     todo = Todo(rows, folder)
     with kept(spark, f"{folder}/{_ROWS}"):
@@ -80,5 +79,5 @@ def score_steps(
                 )
                 recorder.show()
     recorder.batches.settle()
-    remove(spark, folder)
+    remove(spark, f"{job.checkpoint}/{FOLDER}")  # with those of runs that were killed
     reached("todo_removed")

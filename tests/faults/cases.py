@@ -131,8 +131,9 @@ def driver_kills(lab: Lab, nth: int, outcomes: int) -> int:
     command = mode if mode in ("rescore", "retry") else "score"
     is_repeated = mode != "overwrite" and step.startswith("batch_")
     step_nth = f"{step}:{lab.rng.randint(1, FILES if mode in STREAMS else 2) if is_repeated else 1}"
-    driver = lab.driver(LAKESCORE_FAILPOINT=step_nth)
-    driver.start(settings, command=command)
+    driver = lab.driver()
+    driver.scored.clear()
+    driver.start(settings, command=command, failpoint=step_nth)
     if not said(driver.was_killed(), f"{mode} was not killed at {step_nth}"):
         return False
 
@@ -326,6 +327,7 @@ def poison_rows(lab: Lab, nth: int, outcomes: int) -> int:
 CHANGES = {
     "insert": "INSERT INTO {table} VALUES ({new}, 'New {step}', 0), ({new} + 1, NULL, {step})",
     "update": "UPDATE {table} SET text = concat('Now {step} ', id) WHERE id IN ({some})",
+    "touch": "UPDATE {table} SET other = other + 1 WHERE id IN ({some})",
     "delete": "DELETE FROM {table} WHERE id IN ({some})",
     "move": "UPDATE {table} SET id = {new} WHERE id = {one}",
     "merge": (
@@ -362,9 +364,7 @@ def cdf_steps(lab: Lab, nth: int, outcomes: int) -> int:
         if lab.rng.random() < 0.25:
             step = lab.rng.choice(STREAM_STEPS)
             told.append(f"a run killed at {step}")
-            driver = lab.driver(LAKESCORE_FAILPOINT=step)
-            driver.run(settings)
-            driver.kill()  # where there was nothing to do, and the step was not reached
+            lab.driver().run(settings, failpoint=step)
         held = lab.recovers(settings) and (outcomes < 5 or _forgets_deleted(lab, source, settings))
     finally:
         if not held:

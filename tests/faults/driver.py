@@ -40,8 +40,9 @@ def main(master: str, log_file: str) -> None:
             print(json.dumps(_answer(spark, **json.loads(line))), flush=True)
 
 
-def _answer(spark: Any, *, command: str, settings: Any, unlocked: bool) -> Any:
+def _answer(spark: Any, *, command: str, settings: Any, unlocked: bool, failpoint: str) -> Any:
     failpoints.UNLOCKED = unlocked
+    failpoints.order(failpoint)
     failpoints.UNLOCKED_COMMITS = isinstance(settings, list)
     if not isinstance(settings, list):
         return _run(spark, command, settings)

@@ -250,11 +250,22 @@ class Driver:
         """Tell whether it can run another job."""
         return self.process.poll() is None
 
-    def start(self, settings: Any, *, command: str = "score", unlocked: bool = False) -> None:
-        """Let it begin a run, or several at once; `unlocked`, as if folders were on a store."""
+    def start(
+        self,
+        settings: Any,
+        *,
+        command: str = "score",
+        unlocked: bool = False,
+        failpoint: str = "",
+    ) -> None:
+        """Let it begin a run, or several at once.
+
+        With `unlocked` folders are as on a store; `failpoint` is as LAKESCORE_FAILPOINT.
+        """
         assert self.process.stdin is not None
-        message = {"command": command, "settings": settings, "unlocked": unlocked}
-        self.process.stdin.write(json.dumps(message) + "\n")
+        told = {"command": command, "settings": settings}
+        how = {"unlocked": unlocked, "failpoint": failpoint}
+        self.process.stdin.write(json.dumps(told | how) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> Any:
@@ -266,9 +277,9 @@ class Driver:
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"error": "died", "message": "it was killed"}
 
-    def run(self, settings: Any, *, command: str = "score") -> Any:
+    def run(self, settings: Any, *, command: str = "score", failpoint: str = "") -> Any:
         """Let it do a run, or several at once, and wait for its answer."""
-        self.start(settings, command=command)
+        self.start(settings, command=command, failpoint=failpoint)
         return self.answer()
 
     def was_killed(self) -> bool:

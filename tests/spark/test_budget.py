@@ -1,6 +1,5 @@
-"""Many rows, some of them bad, by the command line: each is there once, or none is."""
+"""Many rows, some of them bad: each is there once, or none is."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from lakescore import JobConfig, score_table
 from tests.conftest import ROOT
+from tests.jobs import NOW
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,14 +40,19 @@ def make_source(spark: "SparkSession", path: Path, bad: str) -> None:
     ).save(str(path))
 
 
-def score(folder: Path, model: Path, **groups: Any) -> "subprocess.CompletedProcess[str]":
-    job = {
+def settings(model: Path) -> dict[str, Any]:
+    return {
         "source": {"table": "./source", "key": "id"},
         "target": {"table": "./target"},
         "tasks": {"entities": {"model": str(model)}},
         "encoding": {"long_text": "reject", "max_length": 64},
+        "limits": {"max_error_fraction": 0.05},
+        "mlflow": {"tracking_uri": "sqlite:///mlflow.db", "experiment": "budget"},
     }
-    (folder / "job.yml").write_text(yaml.safe_dump(job | groups))
+
+
+def score(folder: Path, model: Path) -> "subprocess.CompletedProcess[str]":
+    (folder / "job.yml").write_text(yaml.safe_dump(settings(model)))
     return subprocess.run(
         [sys.executable, "-m", "lakescore.cli", "score", "job.yml"],
         cwd=folder,
@@ -67,20 +73,20 @@ def bad_of_1000(rows: int) -> tuple[str, dict[str, int]]:
 
 
 def test_each_bad_row_has_its_code_and_each_good_one_is_scored_within_the_budget(
-    spark: "SparkSession", tmp_path: Path, entity_model: Path
+    spark: "SparkSession", tmp_path: Path, entity_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, failed = bad_of_1000(49)
     make_source(spark, tmp_path / "source", bad)
-    done = score(tmp_path, entity_model, limits={"max_error_fraction": 0.05})
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["rows_in"] == ROWS
-    assert summary["rows_scored"] == ROWS * 951 // 1000
-    assert summary["rows_failed"] == failed
+    monkeypatch.chdir(tmp_path)
+    job = JobConfig.parse(settings(entity_model))
+    summary = score_table(spark, job, now=NOW, progress=lambda done, total: None)
+    scored = ROWS * 951 // 1000
+    assert (summary.rows_in, summary.rows_scored) == (ROWS, scored)
+    assert summary.rows_failed == failed
 
     target = read(spark, tmp_path, "target")
     counted = target.groupBy("error.code").agg({"id": "count", "*": "count"}).collect()
-    assert {row[0]: row[1] for row in counted} == {None: summary["rows_scored"]} | failed
+    assert {row[0]: row[1] for row in counted} == {None: scored} | failed
     assert target.select("id").distinct().count() == target.count() == ROWS
     is_as_expected = (
         "error.code <=> expected AND (error IS NULL) = (entities IS NOT NULL)"
@@ -99,7 +105,7 @@ def test_a_run_over_its_budget_of_errors_commits_nothing_and_exits_with_1(
 ) -> None:
     bad, failed = bad_of_1000(51)
     make_source(spark, tmp_path / "source", bad)
-    done = score(tmp_path, entity_model, limits={"max_error_fraction": 0.05})
+    done = score(tmp_path, entity_model)
     assert (done.returncode, done.stdout) == (1, "")
     [said] = [line for line in done.stderr.splitlines() if line.startswith("BudgetError: ")]
     assert f"./target: {sum(failed.values()):,} of {ROWS:,} rows failed (" in said

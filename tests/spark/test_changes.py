@@ -262,6 +262,12 @@ def test_a_run_stops_over_its_budget_of_errors_and_not_at_it(
     slow = changed(settings, source={"max_files": 1}, limits={"max_error_fraction": 0.05})
     assert run(slow).rows_in == 20
     assert len(content(spark, target)) == 100
+    # Bad rows of the second one do, and what the first one brought stays.
+    add(spark, source, [(300, "good")])
+    add(spark, source, [(301, None)])
+    with pytest.raises(BudgetError, match=r"1 of 2 rows failed \(null_text 1\)"):
+        run(slow)
+    assert content(spark, target).keys() & {300, 301} == {300}
 
 
 def test_every_run_leaves_a_bill(spark: "SparkSession", settings: dict[str, Any], run: Run) -> None:
@@ -354,7 +360,8 @@ def test_purged_texts_are_in_no_file_and_a_stage_left_behind_is_not_lost(
 
     assert "Maria 7 lives in Lisbon" in texts()
     config = JobConfig.parse(settings)
-    stage = Path(f"{target}_checkpoint/stage-stream")
+    [stream] = Path(f"{target}_checkpoint").glob("*/stream-*")
+    stage = stream.with_name("stage-stream")
     spark.range(1).write.format("delta").save(str(stage))
     with pytest.raises(TableError, match="holds rows that a run has scored and not committed"):
         purge_target(spark, config, retain_hours=0)

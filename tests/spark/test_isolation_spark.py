@@ -1,15 +1,21 @@
-import json
-import os
-import subprocess
-import sys
+"""Texts that kill their Python worker, in a Spark that tries a task again."""
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import lakescore
+from tests.conftest import POISON
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
 pytestmark = pytest.mark.spark
 
-POISONED = {"30", "31", "77"}
+ROWS = {nth: f"Maria {nth} lives in Lisbon {'far ' * (nth % 7)}" for nth in range(200)}
+# Two in one partition, next to each other and apart.
+POISONED = {30, 31, 77}
 LOST = {"code": "worker_lost", "detail": "the process that scored this text died of it"}
 
 
@@ -25,36 +31,44 @@ def near(value: Any) -> Any:
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
-@pytest.fixture(scope="module")
-def found(
-    tmp_path_factory: pytest.TempPathFactory, entity_model: Path, sentiment_model: Path
-) -> dict[str, Any]:
-    """What a driver of its own has scored, with texts that kill their Python worker."""
-    folder = tmp_path_factory.mktemp("isolation")
-    driver = Path(__file__).with_name("isolation_driver.py")
-    done = subprocess.run(
-        [sys.executable, str(driver), str(folder), str(entity_model), str(sentiment_model)],
-        env=os.environ | {"LAKESCORE_POISON": "XPOISONX"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads((folder / "found.json").read_text()))
+def frame(spark: "SparkSession", texts: dict[int, str]) -> "DataFrame":
+    made = spark.createDataFrame(list(texts.items()), "id long, text string")
+    return made.repartitionByRange(2, "id")
+
+
+def poisoned(texts: dict[int, str]) -> dict[int, str]:
+    return {nth: text + f" {POISON}" * (nth in POISONED) for nth, text in texts.items()}
+
+
+def collected(rows: "DataFrame") -> dict[int, dict[str, Any]]:
+    return {row.id: row.asDict(recursive=True) | {"text": None} for row in rows.collect()}
 
 
 def test_texts_that_kill_their_worker_fail_alone_and_all_others_are_scored(
-    found: dict[str, Any],
+    spark: "SparkSession", entity_model: Path, sentiment_model: Path
 ) -> None:
-    clean, poisoned = found["clean"], found["poisoned"]
-    assert len(clean) == 200
-    assert {row for row in poisoned if poisoned[row]["error"]} == POISONED
+    tasks = {"entities": {"model": str(entity_model)}, "sentiment": {"model": str(sentiment_model)}}
+    config = lakescore.JobConfig.parse({"source": {"key": "id"}, "tasks": tasks})
+    clean = collected(lakescore.score(frame(spark, ROWS), config))
+    found = collected(lakescore.score(frame(spark, poisoned(ROWS)), config))
+    assert {row for row in found if found[row]["error"]} == POISONED
     for row in POISONED:
         failed = {"entities": None, "sentiment": None, "n_tokens": 0, "error": LOST}
-        assert poisoned[row] == clean[row] | failed
+        assert found[row] == clean[row] | failed
     others = clean.keys() - POISONED
-    assert {row: poisoned[row] for row in others} == {row: near(clean[row]) for row in others}
+    assert len(others) == len(ROWS) - len(POISONED)
+    assert {row: found[row] for row in others} == {row: near(clean[row]) for row in others}
 
 
-def test_a_column_gives_null_for_such_a_text_and_the_same_for_others(found: dict[str, Any]) -> None:
-    expected = {str(row): near(found["clean"][str(row)]["entities"]) for row in range(31, 35)}
-    assert found["column"] == expected | {"31": None}
+def test_a_column_gives_null_for_such_a_text_and_the_same_for_others(
+    spark: "SparkSession", entity_model: Path
+) -> None:
+    few = {nth: ROWS[nth] for nth in range(31, 35)}
+    entities = lakescore.entities(str(entity_model))
+
+    def found(texts: dict[int, str]) -> dict[int, Any]:
+        rows = frame(spark, texts).coalesce(1).select("id", entities("text").alias("entities"))
+        return {row.id: row.asDict(recursive=True)["entities"] for row in rows.collect()}
+
+    expected = {nth: near(each) for nth, each in found(few).items()}
+    assert found(poisoned(few)) == expected | {31: None}

@@ -108,7 +108,7 @@ def test_each_commit_carries_its_transaction(settings: dict[str, Any], run: Run)
     ]
     registered, note = [each for each in notes if each]
     assert registered.keys() == {"source"}
-    [stream] = Path(f"{summary.target}_checkpoint").glob("stream-*")
+    [stream] = Path(f"{summary.target}_checkpoint").glob("*/stream-*")
     query = json.loads((stream / "metadata").read_text())["id"]
     assert (transaction["appId"], transaction["version"]) == (f"lakescore-{query}", 0)
     assert (note["app"], note["number"]) == (f"lakescore-{query}", 0)

@@ -16,7 +16,9 @@ from lakescore import (
     TableError,
     failpoints,
     microbatch,
+    rescore_table,
     retry_table,
+    tables,
     todo,
 )
 from lakescore.purge import purge_target
@@ -30,6 +32,7 @@ from tests.spark.test_changes import (
     feed,
     follow,
 )
+from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -127,17 +130,6 @@ def test_a_restored_target_is_an_error_and_a_snapshot_mends_it(
         run(settings)
     assert len(content(spark, target)) == 60
     a_snapshot_mends(spark, settings, run, rows_in=2)
-
-
-def test_a_target_restored_to_before_its_first_rows_is_an_error(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
-) -> None:
-    target = settings["target"]["table"]
-    run(settings)
-    spark.sql(f"RESTORE delta.`{target}` TO VERSION AS OF 0")
-    with pytest.raises(TableError, match=ONE_SNAPSHOT):
-        run(settings)
-    a_snapshot_mends(spark, settings, run, rows_in=60)
 
 
 def test_a_target_that_was_dropped_is_scored_from_the_start(
@@ -353,6 +345,62 @@ def test_a_snapshot_removes_from_a_shared_target_what_is_in_none_of_its_sources(
         run(changed(follow(mine, "snapshot"), target={"write": "overwrite"}))
 
 
+def test_a_rescore_leaves_rows_of_another_source_alone(
+    spark: "SparkSession",
+    shared: tuple[dict[str, Any], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    mine, _other = shared
+    tasks = {
+        "sentiment": {
+            "model": str(tiny_model(tmp_path / "new", head="sequence-classification", seed=5))
+        }
+    }
+    config = JobConfig.parse(mine | {"tasks": mine["tasks"] | tasks})
+    summary = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    assert summary.rows_in == len(ROWS)
+    rows = spark.read.format("delta").load(summary.target)
+    assert rows.where(f"run_id = '{summary.mlflow_run_id}' AND id >= 1000").count() == 0
+
+
+def test_an_overwrite_ends_where_another_job_has_begun_to_write(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    add(spark, f"{source}_other", [(1000, "other")])
+    other = changed(
+        settings, source={"table": f"{source}_other"}, target={"checkpoint": f"{target}_other"}
+    )
+    register, left = tables.target.register, [lambda: run(other)]
+
+    def registered(*arguments: Any, **more: Any) -> None:
+        register(*arguments, **more)
+        if left:
+            left.pop()()
+
+    monkeypatch.setattr(tables.target, "register", registered)
+    with pytest.raises(BusyError, match="another job has begun to write to it"):
+        run(changed(follow(settings, "snapshot"), target={"write": "overwrite"}))
+    assert content(spark, target) == {1000: "other"}
+
+
+def test_a_null_key_that_came_and_went_between_two_runs_is_no_error(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    feed(spark, source)
+    settings = follow(settings, "cdf")
+    run(settings)
+    spark.sql(f"INSERT INTO delta.`{source}` VALUES (NULL, 'a'), (NULL, 'b')")
+    spark.sql(f"UPDATE delta.`{source}` SET id = 500 WHERE text = 'a'")
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id IS NULL")
+    assert run(settings).rows_in == 1
+    assert content(spark, target) == content(spark, source)
+
+
 def test_jobs_that_begin_at_once_are_both_recorded_in_their_target(
     spark: "SparkSession",
     settings: dict[str, Any],
@@ -393,7 +441,7 @@ def test_a_key_that_comes_into_the_target_just_before_the_commit_is_refused(
     with pytest.raises(TableError, match=r"1 of 2 new rows have a key \(id\) that .* already"):
         run(follow(mine, changes))
     assert content(spark, target)[500] == "other"
-    assert not Path(f"{target}_mine/stage-stream").exists()  # which holds texts
+    assert not list(Path(f"{target}_mine").glob("*/stage-stream"))  # which holds texts
 
 
 def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
@@ -420,9 +468,13 @@ def test_a_run_whose_rows_put_aside_were_removed_by_a_faster_one_says_so(
     settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     target, is_todo = settings["target"]["table"], step == "todo_written"
-    folder = f"{target}_checkpoint/{'todo' if is_todo else 'stage-stream'}"
-    module = todo if is_todo else microbatch
-    at_step(monkeypatch, module, step, lambda: shutil.rmtree(folder))
+    name = "todo" if is_todo else "stage-stream"
+
+    def remove() -> None:
+        [folder] = Path(f"{target}_checkpoint").glob(f"*/{name}")
+        shutil.rmtree(folder)
+
+    at_step(monkeypatch, todo if is_todo else microbatch, step, remove)
     settings = follow(settings, "snapshot" if is_todo else "append")
     with pytest.raises(BusyError, match=r"another run of this job .* the next run scores"):
         run(settings)

@@ -105,8 +105,8 @@ def test_a_commit_waits_for_that_of_another_process(
     job = threading.Thread(target=lambda: done.append(run(settings).rows_in))
     with held(target):
         job.start()
-        staged = Path(f"{target}_checkpoint/stage-stream")
-        while not list(staged.glob("*/_delta_log/*.json")):
+        checkpoint = Path(f"{target}_checkpoint")
+        while not list(checkpoint.glob("*/stage-stream/*/_delta_log/*.json")):
             job.join(0.1)
         job.join(3)  # long enough for a commit that would not wait
         assert job.is_alive()

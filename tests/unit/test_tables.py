@@ -1,6 +1,7 @@
 """Names of tables, conflicts between writers, versions that were read: what needs no Spark."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,16 +188,18 @@ def test_versions_read_are_those_of_all_micro_batches() -> None:
 
 
 def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
-    first = Writer(source="out/a", id="1", key=("id",), query="q")
-    second = Writer(source="main.b", id="2", key=("id",), version=7)
-    anew = Writer(source="out/a", id="3", key=("id",), version=1)
+    first = Writer(source="out/a", id="1", key=("id",), text="text", query="q")
+    second = Writer(source="main.b", id="2", key=("id",), text="text", version=7)
+    anew = Writer(source="out/a", id="3", key=("id",), text="text", version=1)
     assert recorded([first, second], Source("out/moved", "1", 0)) == first
     assert recorded([first, second], Source("`main`.b", "3", 0)) == second
     assert recorded([first, second], Source("main.c", "3", 0)) is None
     assert recorded([first, anew], Source("out/a", "3", 0)) == anew
     assert others([first, second, anew], Source("out/a", "3", 0)) == [second]
     with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, day\)"):
-        check_writer(first, Source("out/a", "1", 0), "t", ["id", "day"])
+        check_writer(first, replace(first, key=("id", "day")), "t")
+    with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\)"):
+        check_writer(first, replace(first, text="body"), "t")
 
 
 @pytest.mark.parametrize("metadata", [None, "", "words", "{not json", "[1]", "7", "{}"])

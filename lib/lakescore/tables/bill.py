@@ -69,5 +69,5 @@ def write(spark: "SparkSession", target: str, bill: Bill) -> None:
     schema = ", ".join(f"{each.name} {_TYPES[each.type]}" for each in fields(Bill))
     values = [tuple(getattr(bill, each.name) for each in fields(Bill))]
     row = spark.createDataFrame(values, schema)
-
-    committed(spark, table, lambda: append(row.coalesce(1), table))
+    # With columns that this version of lakescore adds to those that an older one made.
+    committed(spark, table, lambda: append(row.coalesce(1), table, mergeSchema="true"))

@@ -1,14 +1,12 @@
 """Where a stream over a source goes on, by what the target and the checkpoint remember."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.errors import TableError
-from lakescore.tables.names import describe
 from lakescore.tables.source import RECOVER, Source
-from lakescore.tables.target import Writer, was_restored
+from lakescore.tables.target import Writer, trace
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -22,18 +20,21 @@ class Position:
     starting_version: int | None
 
 
-def check_writer(writer: Writer, source: Source, target: str, key: Sequence[str]) -> None:
-    """Check that a target's rows are identified as the job would identify them.
+def check_writer(writer: Writer, job: Writer, target: str) -> None:
+    """Check that a target's rows are of the key and the text column that a job has.
 
     Raises:
-        TableError: it was written by another key.
+        TableError: they are of others.
     """
-    if writer.key != tuple(key):
-        raise TableError(
-            f"{target}: rows of {source.table} were written by source.key "
-            f"({', '.join(writer.key)}), which is now ({', '.join(key)}); take that "
-            "key again, or another target.table"
-        )
+    for name, before, now in (
+        ("key", ", ".join(writer.key), ", ".join(job.key)),
+        ("text", writer.text, job.text),
+    ):
+        if before != now:
+            raise TableError(
+                f"{target}: rows of {job.source} were written by source.{name} ({before}), which "
+                f"is now ({now}); take that one again, or another target.table"
+            )
 
 
 def find(
@@ -46,11 +47,12 @@ def find(
 ) -> Position:
     """Return where the stream over a source goes on.
 
-    Each target and source, and each version to begin with, has a folder of its own in the
-    checkpoint: none can be taken for another's.
+    Each source, and each version to begin with, has a folder of its own in the target's part of
+    the checkpoint: none can be taken for another's.
 
     Raises:
-        TableError: the checkpoint was reset; the source was made anew; the target was restored.
+        TableError: the checkpoint was reset, or is older than the target; the source was made
+            anew; the target was restored.
     """
     if writer is not None and writer.id != source.id:
         raise TableError(f"{source.table}: was made anew since {target} was written; {RECOVER}")
@@ -59,21 +61,29 @@ def find(
             f"{target}: a snapshot of {source.table} was begun and has not ended; {RECOVER}"
         )
     start = None if writer is None or writer.version is None else writer.version + 1
-    name = f"stream-{describe(spark, target).id[:8]}-{source.id[:8]}"
-    folder = f"{checkpoint}/{name}" + ("" if start is None else f"-{start}")
-    if writer is None or writer.query is None:
-        is_restored = _has_commits(spark, folder)
-    elif query_id(spark, folder) == writer.query:
-        is_restored = was_restored(spark, target, writer)
-    else:
+    folder = f"{checkpoint}/stream-{source.id[:8]}" + ("" if start is None else f"-{start}")
+    query = query_id(spark, folder)
+    known = None if writer is None else writer.query
+    if known is not None and query != known:
         raise TableError(
             f"{checkpoint}: is not the checkpoint that {target} was written with, which says what "
             f"of {source.table} was read; restore that one, or {RECOVER}"
         )
+    if query is None:
+        return Position(folder, start)
+    seen = trace(spark, target, query, source)
+    is_restored = seen.is_restored
+    if known is None:  # the record of a stream that has committed was undone with its rows
+        is_restored = seen.number is not None or _is_there(spark, f"{folder}/commits")
     if is_restored:
         raise TableError(
             f"{target}: was restored to a version that lacks rows which {checkpoint} says were "
             f"written; {RECOVER}"
+        )
+    if seen.number is not None and not _is_there(spark, f"{folder}/offsets/{seen.number}"):
+        raise TableError(
+            f"{checkpoint}: is older than {target}, which has rows that were read since; restore "
+            f"its latest state, or {RECOVER}"
         )
     return Position(folder, start)
 
@@ -89,10 +99,11 @@ def query_id(spark: "SparkSession", folder: str) -> str | None:
     return None if row is None else str(json.loads(row[0])["id"])
 
 
-def _has_commits(spark: "SparkSession", folder: str) -> bool:
+def _is_there(spark: "SparkSession", path: str) -> bool:
+    """Tell whether there is a file that is not empty, or a folder with one."""
     from pyspark.errors import AnalysisException
 
     try:
-        return bool(spark.read.text(f"{folder}/commits").head(1))
-    except AnalysisException:  # there is no such folder
+        return bool(spark.read.text(path).head(1))
+    except AnalysisException:  # there is none
         return False

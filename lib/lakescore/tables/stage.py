@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
-from lakescore.tables.names import absolute, delta_table, exists
+from lakescore.tables.names import absolute, delta_table, exists, remove
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -69,6 +69,7 @@ def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
         if not (absolute(folder) in said and any(sign in said for sign in _GONE)):
             if exists(spark, folder):
                 raise
+        remove(spark, folder)  # what is left of it is of no use
         raise BusyError(
             f"{folder}: another run of this job is at work or was faster, and removed what this "
             "one had put aside; what is not in the target yet, the next run scores"

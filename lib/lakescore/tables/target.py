@@ -34,7 +34,7 @@ _CLUSTERED = ("bigint", "int", "smallint", "tinyint", "string", "date", "timesta
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """A job that writes a target, as the target itself records it.
+    """A job that writes a target, as the target itself records it: the source, its key and text.
 
     `query` is the id of the streaming query that appends or merges; None after a snapshot, whose
     source was read wholly at `version`. `snapshot` is the run of one that has begun and not ended.
@@ -43,6 +43,7 @@ class Writer:
     source: str
     id: str
     key: tuple[str, ...]
+    text: str
     query: str | None = None
     version: int | None = None
     snapshot: str | None = None
@@ -249,27 +250,41 @@ def guard(
     return check
 
 
-def was_restored(spark: "SparkSession", table: str, writer: Writer) -> bool:
-    """Tell whether a target was restored to an older version since a job last wrote to it."""
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What the history of a target says of a stream.
+
+    Attributes:
+        number: the micro-batch that it committed last; None where it has committed none.
+        is_restored: whether the target was restored to an older version since then, or since the
+            stream was recorded.
+    """
+
+    number: int | None = None
+    is_restored: bool = False
+
+
+def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
+    """Return what the history of a target says of a streaming query over a source."""
+    is_restored = False
     for limit in (20, None):  # the last commits tell it, but for a target of many writers
         history = delta_table(spark, table).history(*([limit] if limit else []))
         rows = history.select("version", "operation", "userMetadata").collect()
+        is_restored = False
         for row in sorted(rows, key=lambda row: row.version, reverse=True):
-            if _is_of(writer, row.userMetadata):
-                return False
-            if row.operation == "RESTORE":
-                return True
-    return False
+            note = note_of(row.userMetadata)
+            if note.get("app") == app_of(query):
+                return Trace(note["number"], is_restored)
+            if note.get("source") == source.id:
+                return Trace(None, is_restored)
+            is_restored |= row.operation == "RESTORE"
+    return Trace(None, is_restored)
 
 
 def was_written(spark: "SparkSession", table: str, writer: Writer, *, since: int) -> bool:
     """Tell whether a job has written to a target after version `since`."""
+    apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
     history = delta_table(spark, table).history()
     rows = history.where(history.version > since).select("userMetadata").collect()
-    return any(_is_of(writer, row.userMetadata) for row in rows)
-
-
-def _is_of(writer: Writer, metadata: str | None) -> bool:
-    note = note_of(metadata)
-    is_commit = writer.query is not None and note.get("app") == app_of(writer.query)
-    return is_commit or note.get("source") == writer.id
+    notes = [note_of(row.userMetadata) for row in rows]
+    return any(each.get("app") in apps or each.get("source") == writer.id for each in notes)

@@ -1,0 +1,106 @@
+"""Checkpoints that are older than their target, shared, or half removed: no row is lost."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lakescore import BusyError, TableError, microbatch
+from tests.jobs import ROWS, Run
+from tests.spark.test_changes import ONE_SNAPSHOT, a_snapshot_mends, add, changed, content, follow
+from tests.spark.test_recovery import at_step
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def stopped_at(
+    monkeypatch: pytest.MonkeyPatch, step: str, run: Run, settings: dict[str, Any]
+) -> None:
+    """Let a run end at a step of its first micro-batch, as if it were killed there."""
+    at_step(monkeypatch, microbatch, step, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+
+
+def test_a_checkpoint_older_than_its_target_is_an_error_and_a_snapshot_mends_it(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    checkpoint, backup = Path(f"{target}_checkpoint"), tmp_path / "backup"
+    run(settings)
+    shutil.copytree(checkpoint, backup)
+    add(spark, source, [(100, "new")])
+    run(settings)
+    shutil.rmtree(checkpoint)
+    shutil.copytree(backup, checkpoint)
+    add(spark, source, [(101, "newer")])
+    with pytest.raises(TableError, match=f"is older than .*target, which has .*{ONE_SNAPSHOT}"):
+        run(settings)
+    a_snapshot_mends(spark, settings, run, rows_in=1)
+
+
+def test_a_target_restored_after_a_run_that_was_killed_in_its_first_commit_is_an_error(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    run(follow(settings, "snapshot"))
+    before = spark.sql(f"DESCRIBE HISTORY delta.`{target}`").first()
+    assert before is not None
+    add(spark, source, [(100, "new")])
+    stopped_at(monkeypatch, "batch_committed", run, settings)
+    spark.sql(f"RESTORE delta.`{target}` TO VERSION AS OF {before.version}")
+    with pytest.raises(TableError, match=f"was restored to a version that .*{ONE_SNAPSHOT}"):
+        run(settings)
+    a_snapshot_mends(spark, settings, run, rows_in=1)
+
+
+def test_a_run_into_another_target_of_the_checkpoint_leaves_what_is_staged(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine, other = (
+        changed(settings, target={"table": f"{tmp_path}/{name}", "checkpoint": f"{tmp_path}/all"})
+        for name in ("mine", "other")
+    )
+    stopped_at(monkeypatch, "batch_staged", run, mine)
+    run(other)
+    summary = run(mine)
+    assert summary.rows_in == len(ROWS)
+    rows = spark.read.format("delta").load(f"{tmp_path}/mine").select("run_id").distinct()
+    [scored_by] = [row.run_id for row in rows.collect()]
+    assert scored_by != summary.mlflow_run_id  # but by the run before
+
+
+def test_a_stage_of_which_files_are_gone_is_scored_anew(
+    settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(monkeypatch, "batch_staged", run, settings)
+    checkpoint = Path(f"{settings['target']['table']}_checkpoint")
+    for file in checkpoint.glob("*/stage-stream/*/*.parquet"):
+        file.unlink()
+    with pytest.raises(BusyError):
+        run(settings)
+    assert run(settings).rows_in == len(ROWS)
+
+
+def test_the_text_is_remembered_as_the_key_is(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source = settings["source"]["table"]
+    wider = spark.read.format("delta").load(source).selectExpr("*", "text AS body")
+    wider.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(source)
+    run(settings)
+    with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\); take "):
+        run(changed(settings, source={"text": "body"}))
+    assert content(spark, settings["target"]["table"]) == dict(ROWS)
