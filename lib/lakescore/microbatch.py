@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import reduce
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tracking
@@ -23,7 +23,7 @@ from lakescore.tables.names import quoted
 from lakescore.tables.target import Writer
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark.sql import Column, DataFrame, Row, SparkSession
     from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
@@ -271,9 +271,12 @@ class MicroBatches:
             for name in ranged
             for kind, function in (("least", F.min), ("greatest", F.max))
         ]
-        sums = metrics.observations([each.task for each in self.job.plan.tasks])
         null = F.count_if(is_null).alias("null keys")
-        return staged.groupBy(CHANGE).agg(*sums, null, *ends).collect()
+        return staged.groupBy(CHANGE).agg(*self._sums, null, *ends).collect()
+
+    @cached_property
+    def _sums(self) -> list["Column"]:
+        return metrics.observations([each.task for each in self.job.plan.tasks])
 
     def _check_keys(self, staged: "DataFrame", groups: list["Row"]) -> None:
         """Check that every key is there, and once.

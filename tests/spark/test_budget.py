@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.spark
-ROWS = 20_000
+ROWS = 10_000
 # What makes a row bad, and its code.
 BAD = {
     "null_text": "NULL",
@@ -40,10 +40,10 @@ def make_source(spark: "SparkSession", path: Path, bad: str) -> None:
     ).save(str(path))
 
 
-def settings(model: Path) -> dict[str, Any]:
+def settings(folder: Path, model: Path) -> dict[str, Any]:
     return {
-        "source": {"table": "./source", "key": "id"},
-        "target": {"table": "./target"},
+        "source": {"table": f"{folder}/source", "key": "id"},
+        "target": {"table": f"{folder}/target"},
         "tasks": {"entities": {"model": str(model)}},
         "encoding": {"long_text": "reject", "max_length": 64},
         "limits": {"max_error_fraction": 0.05},
@@ -52,7 +52,8 @@ def settings(model: Path) -> dict[str, Any]:
 
 
 def score(folder: Path, model: Path) -> "subprocess.CompletedProcess[str]":
-    (folder / "job.yml").write_text(yaml.safe_dump(settings(model)))
+    relative = {"source": {"table": "./source", "key": "id"}, "target": {"table": "./target"}}
+    (folder / "job.yml").write_text(yaml.safe_dump(settings(folder, model) | relative))
     return subprocess.run(
         [sys.executable, "-m", "lakescore.cli", "score", "job.yml"],
         cwd=folder,
@@ -77,8 +78,8 @@ def test_each_bad_row_has_its_code_and_each_good_one_is_scored_within_the_budget
 ) -> None:
     bad, failed = bad_of_1000(49)
     make_source(spark, tmp_path / "source", bad)
-    monkeypatch.chdir(tmp_path)
-    job = JobConfig.parse(settings(entity_model))
+    monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
+    job = JobConfig.parse(settings(tmp_path, entity_model))
     summary = score_table(spark, job, now=NOW, progress=lambda done, total: None)
     scored = ROWS * 951 // 1000
     assert (summary.rows_in, summary.rows_scored) == (ROWS, scored)

@@ -1,4 +1,4 @@
-"""Checkpoints that are older than their target, shared, or half removed: no row is lost."""
+"""Checkpoints that are older than their target, shared, or in part removed: no row is lost."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BusyError, TableError, microbatch
+from lakescore import BusyError, TableError, microbatch, todo
 from tests.jobs import ROWS, Run
 from tests.spark.test_changes import ONE_SNAPSHOT, a_snapshot_mends, add, changed, content, follow
 from tests.spark.test_recovery import at_step
@@ -104,3 +104,21 @@ def test_the_text_is_remembered_as_the_key_is(
     with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\); take "):
         run(changed(settings, source={"text": "body"}))
     assert content(spark, settings["target"]["table"]) == dict(ROWS)
+
+
+@pytest.mark.parametrize("step", ["todo_written", "batch_staged", "batch_checked"])
+def test_a_run_whose_rows_put_aside_were_removed_by_a_faster_one_says_so(
+    settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    target, is_todo = settings["target"]["table"], step == "todo_written"
+    name = "todo" if is_todo else "stage-stream"
+
+    def remove() -> None:
+        [folder] = Path(f"{target}_checkpoint").glob(f"*/{name}")
+        shutil.rmtree(folder)
+
+    at_step(monkeypatch, todo if is_todo else microbatch, step, remove)
+    settings = follow(settings, "snapshot" if is_todo else "append")
+    with pytest.raises(BusyError, match=r"another run of this job .* the next run scores"):
+        run(settings)
+    assert run(settings).rows_in == len(ROWS)

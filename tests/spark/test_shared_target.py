@@ -1,0 +1,166 @@
+"""Targets that several jobs write, at once or in turn: each has its rows, and no other's."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lakescore import (
+    BusyError,
+    JobConfig,
+    TableError,
+    failpoints,
+    microbatch,
+    rescore_table,
+    tables,
+    todo,
+)
+from tests.jobs import NOW, ROWS, Run
+from tests.spark.test_changes import add, changed, content, feed, follow
+from tests.spark.test_recovery import at_step
+from tests.tiny_models import tiny_model
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture
+def shared(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of two jobs, whose sources have ids from 0 and from 1000, into one target."""
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    add(spark, f"{source}_other", [(nth, "other") for nth in range(1000, 1010)])
+    mine = changed(settings, target={"checkpoint": f"{target}_mine"})
+    other = changed(
+        settings,
+        source={"table": f"{source}_other"},
+        target={"checkpoint": f"{target}_other"},
+    )
+    run(mine)
+    run(other)
+    return mine, other
+
+
+def test_a_snapshot_removes_from_a_shared_target_what_is_in_none_of_its_sources(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    shared: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    mine, _other = shared
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id < 5")
+    summary = run(follow(mine, "snapshot"))
+    assert (summary.rows_in, summary.rows_deleted) == (0, 5)
+    expected = content(spark, source) | content(spark, f"{source}_other")
+    assert content(spark, target) == expected
+    with pytest.raises(TableError, match=r"holds rows of .*source_other too, which target.write"):
+        run(changed(follow(mine, "snapshot"), target={"write": "overwrite"}))
+
+
+def test_a_rescore_leaves_rows_of_another_source_alone(
+    spark: "SparkSession",
+    shared: tuple[dict[str, Any], dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    mine, _other = shared
+    tasks = {
+        "sentiment": {
+            "model": str(tiny_model(tmp_path / "new", head="sequence-classification", seed=5))
+        }
+    }
+    config = JobConfig.parse(mine | {"tasks": mine["tasks"] | tasks})
+    summary = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    assert summary.rows_in == len(ROWS)
+    rows = spark.read.format("delta").load(summary.target)
+    assert rows.where(f"run_id = '{summary.mlflow_run_id}' AND id >= 1000").count() == 0
+
+
+def test_an_overwrite_ends_where_another_job_has_begun_to_write(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    add(spark, f"{source}_other", [(1000, "other")])
+    other = changed(
+        settings, source={"table": f"{source}_other"}, target={"checkpoint": f"{target}_other"}
+    )
+    register, left = tables.target.register, [lambda: run(other)]
+
+    def registered(*arguments: Any, **more: Any) -> None:
+        register(*arguments, **more)
+        if left:
+            left.pop()()
+
+    monkeypatch.setattr(tables.target, "register", registered)
+    with pytest.raises(BusyError, match="another job has begun to write to it"):
+        run(changed(follow(settings, "snapshot"), target={"write": "overwrite"}))
+    assert content(spark, target) == {1000: "other"}
+
+
+def test_jobs_that_begin_at_once_are_both_recorded_in_their_target(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    add(spark, f"{source}_other", [(1000, "other")])
+    other = changed(
+        settings, source={"table": f"{source}_other"}, target={"checkpoint": f"{target}_other"}
+    )
+    # The other one runs from its start to its end while this one has read the target.
+    at_step(monkeypatch, todo, "todo_written", lambda: run(other))
+    run(follow(settings, "snapshot"))
+    assert content(spark, target) == dict(ROWS) | {1000: "other"}
+    recorded = spark.sql(f"DESCRIBE DETAIL delta.`{target}`").collect()[0].properties
+    writers = [json.loads(recorded[each]) for each in recorded if each.startswith("lakescore.w")]
+    assert {each["source"] for each in writers} == {source, f"{source}_other"}
+
+
+@pytest.mark.parametrize("changes", ["append", "cdf"])
+def test_a_key_that_comes_into_the_target_just_before_the_commit_is_refused(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    shared: tuple[dict[str, Any], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: str,
+) -> None:
+    mine, other = shared
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    feed(spark, source)
+    if changes == "cdf":
+        run(follow(mine, "snapshot"))
+    add(spark, source, [(500, "mine"), (501, "mine")])
+    add(spark, f"{source}_other", [(500, "other")])
+    at_step(monkeypatch, microbatch, "batch_checked", lambda: run(other))
+    with pytest.raises(TableError, match=r"1 of 2 new rows have a key \(id\) that .* already"):
+        run(follow(mine, changes))
+    assert content(spark, target)[500] == "other"
+    assert not list(Path(f"{target}_mine").glob("*/stage-stream"))  # which holds texts
+
+
+def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(failpoints, "UNLOCKED", True)
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    feed(spark, source)
+    settings = follow(settings, "cdf")
+    run(settings)
+    add(spark, source, [(100, "new")])
+    at_step(monkeypatch, microbatch, "batch_checked", lambda: run(follow(settings, "snapshot")))
+    with pytest.raises(BusyError, match="another run"):
+        run(settings)
+    assert content(spark, target) == content(spark, source)
+    assert run(settings).rows_in == 0
