@@ -56,14 +56,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     begun = replace(job.writer, snapshot=recorder.run.id)
 
     def guard(writer: target.Writer | None) -> Callable[[], None]:
-        is_mine = target.guard(spark, job.target, job.source, writer)
-
-        def check() -> None:
-            is_mine()
-            if is_overwrite and target.others(target.find_writers(spark, job.target), job.source):
-                raise BusyError(f"{job.target}: another job has begun to write to it; run it again")
-
-        return check
+        return target.guard(spark, job.target, job.source, writer, alone=is_overwrite)
 
     recorder.batches.guard = guard(begun)
 

@@ -274,8 +274,10 @@ class Driver:
         if not select.select([self.process.stdout], [], [], ANSWER_SECONDS)[0]:
             self.kill()
             return {"error": "late", "message": f"no answer in {ANSWER_SECONDS} s"}
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": "died", "message": "it was killed"}
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        self.process.wait()  # or the next to ask would take it for alive
+        return {"error": "died", "message": "it was killed"}
 
     def run(self, settings: Any, *, command: str = "score", failpoint: str = "") -> Any:
         """Let it do a run, or several at once, and wait for its answer."""

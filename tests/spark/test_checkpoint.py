@@ -89,7 +89,7 @@ def test_a_stage_of_which_files_are_gone_is_scored_anew(
     checkpoint = Path(f"{settings['target']['table']}_checkpoint")
     for file in checkpoint.glob("*/stage-stream/*/*.parquet"):
         file.unlink()
-    with pytest.raises(BusyError):
+    with pytest.raises(BusyError, match="what is not in the target yet, the next run scores"):
         run(settings)
     assert run(settings).rows_in == len(ROWS)
 

@@ -28,18 +28,21 @@ pytestmark = pytest.mark.spark
 
 
 @pytest.fixture
-def shared(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of two jobs, whose sources have ids from 0 and from 1000, into one target."""
+def other(spark: "SparkSession", settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a job from another source, which has the row 1000, into the same target."""
     source, target = settings["source"]["table"], settings["target"]["table"]
-    add(spark, f"{source}_other", [(nth, "other") for nth in range(1000, 1010)])
-    mine = changed(settings, target={"checkpoint": f"{target}_mine"})
-    other = changed(
-        settings,
-        source={"table": f"{source}_other"},
-        target={"checkpoint": f"{target}_other"},
+    add(spark, f"{source}_other", [(1000, "other")])
+    return changed(
+        settings, source={"table": f"{source}_other"}, target={"checkpoint": f"{target}_other"}
     )
+
+
+@pytest.fixture
+def shared(
+    settings: dict[str, Any], run: Run, other: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of two jobs that have run into one target; the sources' ids differ."""
+    mine = changed(settings, target={"checkpoint": f"{settings['target']['table']}_mine"})
     run(mine)
     run(other)
     return mine, other
@@ -84,13 +87,9 @@ def test_an_overwrite_ends_where_another_job_has_begun_to_write(
     spark: "SparkSession",
     settings: dict[str, Any],
     run: Run,
+    other: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    add(spark, f"{source}_other", [(1000, "other")])
-    other = changed(
-        settings, source={"table": f"{source}_other"}, target={"checkpoint": f"{target}_other"}
-    )
     register, left = tables.target.register, [lambda: run(other)]
 
     def registered(*arguments: Any, **more: Any) -> None:
@@ -101,20 +100,17 @@ def test_an_overwrite_ends_where_another_job_has_begun_to_write(
     monkeypatch.setattr(tables.target, "register", registered)
     with pytest.raises(BusyError, match="another job has begun to write to it"):
         run(changed(follow(settings, "snapshot"), target={"write": "overwrite"}))
-    assert content(spark, target) == {1000: "other"}
+    assert content(spark, settings["target"]["table"]) == {1000: "other"}
 
 
 def test_jobs_that_begin_at_once_are_both_recorded_in_their_target(
     spark: "SparkSession",
     settings: dict[str, Any],
     run: Run,
+    other: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    add(spark, f"{source}_other", [(1000, "other")])
-    other = changed(
-        settings, source={"table": f"{source}_other"}, target={"checkpoint": f"{target}_other"}
-    )
     # The other one runs from its start to its end while this one has read the target.
     at_step(monkeypatch, todo, "todo_written", lambda: run(other))
     run(follow(settings, "snapshot"))

@@ -66,9 +66,9 @@ def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
         yield
     except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
         said = str(error)
-        if not (absolute(folder) in said and any(sign in said for sign in _GONE)):
-            if exists(spark, folder):
-                raise
+        is_named = absolute(folder) in said and any(sign in said for sign in _GONE)
+        if not is_named and exists(spark, folder):
+            raise
         remove(spark, folder)  # what is left of it is of no use
         raise BusyError(
             f"{folder}: another run of this job is at work or was faster, and removed what this "

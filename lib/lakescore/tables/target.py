@@ -233,15 +233,18 @@ def register(
 
 
 def guard(
-    spark: "SparkSession", table: str, source: Source, *writers: Writer | None
+    spark: "SparkSession", table: str, source: Source, *writers: Writer | None, alone: bool = False
 ) -> Callable[[], None]:
     """Return a check that a target has recorded one of some writers of a source, and no other.
 
-    The check raises `BusyError`.
+    With `alone` no other source may have a writer either. The check raises `BusyError`.
     """
 
     def check() -> None:
-        if recorded(find_writers(spark, table), source) not in writers:
+        found = find_writers(spark, table)
+        if alone and others(found, source):
+            raise BusyError(f"{table}: another job has begun to write to it; run it again")
+        if recorded(found, source) not in writers:
             raise BusyError(
                 f"{table}: another run of this job has begun to score {source.table} into it; what "
                 "is not in the target yet, the next run scores"
@@ -266,7 +269,6 @@ class Trace:
 
 def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
     """Return what the history of a target says of a streaming query over a source."""
-    is_restored = False
     for limit in (20, None):  # the last commits tell it, but for a target of many writers
         history = delta_table(spark, table).history(*([limit] if limit else []))
         rows = history.select("version", "operation", "userMetadata").collect()
