@@ -71,6 +71,9 @@ def local_session(
     try:
         with _output_to(log_file):
             spark = configure_spark_with_delta_pip(builder).getOrCreate()
+        # Spark has put Delta's jars there, whose lists of files every look for a package reads:
+        # MLflow alone looks so often that it takes a second.
+        sys.path[:] = [path for path in sys.path if not path.endswith(".jar")]
     except (PySparkException, OSError) as error:
         raise SetupError(
             f"Spark did not start: see {log_file}, and `lakescore doctor` for what is missing"

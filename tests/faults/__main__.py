@@ -35,10 +35,10 @@ KINDS: dict[str, tuple[Case, Sequence[int], Sequence[int]]] = {
     "worker_kills": (cases.worker_kills, [1] * 20, [1]),
     "executor_kills": (cases.executor_kills, [1] * 5, [1]),
     "driver_kills": (cases.driver_kills, [1] * 50, [1]),
-    "double_starts": (cases.double_starts, [1] * 20, [1, 1]),
+    "double_starts": (cases.double_starts, [1] * 20, [1]),
     "concurrent_commits": (cases.concurrent_commits, [100], [4]),
     "poison_rows": (cases.poison_rows, [1] * 3, [1]),
-    "cdf_steps": (cases.cdf_steps, [1, 4, 15, 30] * 10, [6]),
+    "cdf_steps": (cases.cdf_steps, [1, 4, 15, 30] * 10, [4]),
 }
 
 
