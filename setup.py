@@ -41,8 +41,10 @@ LOCAL = [
 
 DEV = [
     "build>=1.2",
+    "databricks-bundles>=0.270",
     "hypothesis>=6.100",
     "install-jdk>=1.1",
+    "jsonschema>=4.20",
     "mypy>=1.13",
     "packaging>=23",
     "pytest>=8",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lakescore.job import score_table
     from lakescore.rescore import rescore_table, retry_table
     from lakescore.run import RunSummary
-    from lakescore.udf import entities, sentiment
+    from lakescore.udf import entities, scores, sentiment
 
 __all__ = [
     "BudgetError",
@@ -48,6 +48,7 @@ __all__ = [
     "retry_table",
     "score",
     "score_table",
+    "scores",
     "sentiment",
 ]
 
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "score_table": "job",
     "score": "frame",
     "entities": "udf",
+    "scores": "udf",
     "sentiment": "udf",
 }
 

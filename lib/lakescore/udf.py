@@ -1,6 +1,6 @@
 """UDFs for columns and SQL: `df.select(entities("models:/ner@champion")("text"))`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from lakescore.config import (
 )
 from lakescore.errors import SetupError, without_words
 from lakescore.plan import Plan, load, make_plan
+from lakescore.scorer import Results
 from lakescore.text import encode_texts
 
 if TYPE_CHECKING:
@@ -61,6 +62,49 @@ def sentiment(model: str, *, spark: "SparkSession | None" = None, **encoding: An
     return _column_udf(make_plan(_active(spark), TasksConfig(sentiment=task), settings))
 
 
+def scores(
+    *,
+    entities: str | None = None,
+    sentiment: str | None = None,
+    aggregation: Aggregation = "first",
+    spark: "SparkSession | None" = None,
+    **encoding: Any,
+) -> Any:
+    """Return a UDF that does what `score` does, in one column: both tasks in one pass, and errors.
+
+    Its result is a struct of the tasks' results, `n_tokens`, `error` (code, detail) and `model`,
+    as the columns that `score` adds. Select `s.*` of it to have them as columns. It serves where a
+    column is all that can be had, as in a declarative pipeline.
+
+    Args:
+        entities: the model of that task, or None.
+        sentiment: the model of that task, or None; at least one of the two is needed.
+        aggregation: how the tokens of a word agree; see `EntitiesConfig`.
+        spark: the session; the active one if not given.
+        encoding: any setting of `EncodingConfig`.
+
+    Raises: as `entities` does.
+    """
+    tasks: dict[str, Any] = {}
+    if entities is not None:
+        tasks["entities"] = {"model": entities, "aggregation": aggregation}
+    if sentiment is not None:
+        tasks["sentiment"] = {"model": sentiment}
+    wanted = TasksConfig.parse(tasks, origin="scores()")
+    settings = EncodingConfig.parse(encoding, origin="scores()")
+    plan = make_plan(_active(spark), wanted, settings)
+    fields = [pa.field(name, kind) for name, kind in plan.result_columns]
+    fields.append(pa.field("model", pa.map_(pa.string(), pa.string())))
+    versions = list(plan.versions.items())
+
+    def whole(results: Results) -> pa.Array:
+        columns = [*results.columns.values(), results.n_tokens, results.error]
+        columns.append(pa.array([versions] * len(results.error), fields[-1].type))
+        return pa.StructArray.from_arrays(columns, fields=fields)
+
+    return _udf(plan, "scores", pa.struct(fields), whole)
+
+
 def _active(spark: "SparkSession | None") -> "SparkSession":
     from pyspark.sql import SparkSession
 
@@ -71,7 +115,13 @@ def _active(spark: "SparkSession | None") -> "SparkSession":
 
 
 def _column_udf(plan: Plan) -> Any:
-    """A scalar UDF of one task: an Arrow UDF where Spark has them (4.1), else a pandas UDF.
+    """Return a UDF of the results of a plan's only task."""
+    task = plan.tasks[0].task
+    return _udf(plan, task.name, task.arrow_type, lambda results: results.columns[task.name])
+
+
+def _udf(plan: Plan, name: str, kind: pa.DataType, values: Callable[[Results], pa.Array]) -> Any:
+    """Return a scalar UDF: an Arrow UDF where Spark has them (4.1), else a pandas UDF.
 
     Both are given Arrow batches; the Arrow one also survives strings that are not UTF-8, which
     Spark cannot turn into pandas.
@@ -79,15 +129,14 @@ def _column_udf(plan: Plan) -> Any:
     from pyspark.sql import functions
     from pyspark.sql.pandas.types import from_arrow_type
 
-    task = plan.tasks[0].task
-    returned = from_arrow_type(task.arrow_type)
+    returned = from_arrow_type(kind)
 
     def score_arrays(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
         with without_words():
             for results in load(plan).score(columns):
-                yield results.columns[task.name]
+                yield values(results)
 
-    score_arrays.__name__ = task.name  # of which Spark makes the column's
+    score_arrays.__name__ = name  # of which Spark makes the column's
     if hasattr(functions, "arrow_udf"):
         return functions.arrow_udf(score_arrays, returned)
 
@@ -97,15 +146,17 @@ def _column_udf(plan: Plan) -> Any:
         return encode_texts(column.astype(object).where(column.notna(), None).tolist())
 
     def score_series(columns: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        for values in score_arrays(map(encode_series, columns)):
-            yield values.to_pandas()
+        for array in score_arrays(map(encode_series, columns)):
+            yield array.to_pandas()
 
     def score_frames(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         # Before 4.1 a struct comes as a frame, where a failed text is a row of nulls.
-        for values in score_arrays(map(encode_series, columns)):
-            yield pd.DataFrame(dict(zip(("label", "score"), values.flatten(), strict=True)))
+        for array in score_arrays(map(encode_series, columns)):
+            parts = zip(array.type, array.flatten(), strict=True)
+            yield pd.DataFrame(
+                {field.name: part.to_pandas(maps_as_pydicts="strict") for field, part in parts}
+            )
 
-    is_struct = pa.types.is_struct(task.arrow_type)
-    function = score_frames if is_struct else score_series
-    function.__name__ = task.name
+    function = score_frames if pa.types.is_struct(kind) else score_series
+    function.__name__ = name
     return functions.pandas_udf(function, returned)  # type: ignore[attr-defined]  # it is there

@@ -56,6 +56,22 @@ def test_a_column_equals_the_same_column_of_score(texts: "DataFrame", entity_mod
     assert texts.select("id", entities("text").alias("entities")).collect() == scored
 
 
+def test_scores_is_all_that_score_adds_in_one_column(
+    texts: "DataFrame", entity_model: Path, sentiment_model: Path
+) -> None:
+    models = {"entities": str(entity_model), "sentiment": str(sentiment_model)}
+    config = lakescore.JobConfig.parse(
+        {"tasks": {task: {"model": model} for task, model in models.items()}}
+    )
+    expected = lakescore.score(texts, config).drop("text").collect()
+    scores = lakescore.scores(**models)
+    found = texts.select("id", scores("text").alias("s")).select("id", "s.*")
+    assert found.columns == ["id", "entities", "sentiment", "n_tokens", "error", "model"]
+    assert found.collect() == expected
+    only = lakescore.scores(sentiment=models["sentiment"])
+    assert texts.select(only("text").alias("s")).select("s.*").columns == found.columns[2:]
+
+
 def test_before_spark_4_1_they_are_pandas_udfs_of_the_same_results(
     spark: "SparkSession",
     entity_model: Path,
@@ -68,7 +84,10 @@ def test_before_spark_4_1_they_are_pandas_udfs_of_the_same_results(
     def collected() -> list[Any]:
         entities = lakescore.entities(str(entity_model))("text")
         sentiment = lakescore.sentiment(str(sentiment_model))("text")
-        return texts.select("id", entities.alias("e"), sentiment.alias("s")).collect()
+        scores = lakescore.scores(entities=str(entity_model), sentiment=str(sentiment_model))
+        return texts.select(
+            "id", entities.alias("e"), sentiment.alias("s"), scores("text").alias("all")
+        ).collect()
 
     expected = collected()
     monkeypatch.delattr(functions, "arrow_udf")
@@ -76,6 +95,7 @@ def test_before_spark_4_1_they_are_pandas_udfs_of_the_same_results(
     assert [row.e for row in found] == [row.e for row in expected]
     # A failed text's struct is one of nulls there.
     assert [row.s if row.s.label else None for row in found] == [row.s for row in expected]
+    assert [row["all"] for row in found] == [row["all"] for row in expected]
 
 
 def test_a_wrong_setting_is_named(spark: "SparkSession") -> None:
@@ -83,6 +103,8 @@ def test_a_wrong_setting_is_named(spark: "SparkSession") -> None:
         lakescore.entities("anything", dtyp="float32", spark=spark)
     with pytest.raises(ConfigError, match=r"entities\(\): 'aggregation' is 'last'"):
         lakescore.entities("anything", aggregation="last", spark=spark)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"scores\(\): names no task; give entities, sentiment"):
+        lakescore.scores(spark=spark)
 
 
 def test_a_model_for_another_task_is_refused(spark: "SparkSession", sentiment_model: Path) -> None:
