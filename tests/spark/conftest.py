@@ -1,13 +1,22 @@
-"""A source, a job's settings, and a way to run it."""
+"""A source, a job's settings, and ways to run it: in the tests' Spark, or on a Connect server."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lakescore import JobConfig, RunSummary, score_table, tracking
-from tests.jobs import NOW, ROWS, Run
+from lakescore.session import DELTA_SETTINGS, LAPTOP_SETTINGS
+from tests.conftest import ROOT
+from tests.jobs import BRIEF_JVM, NOW, ROWS, SMALL_JOBS, Run
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -57,3 +66,75 @@ def run(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         return score_table(spark, job, now=NOW, progress=lambda *at: seen.append(at))
 
     return score
+
+
+@dataclass(frozen=True)
+class ConnectServer:
+    """A Spark Connect server with Delta: where it listens, and where it keeps its tables."""
+
+    url: str
+    warehouse: Path
+
+
+@pytest.fixture(scope="session")
+def connect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectServer]:
+    """A process of its own, as a cluster in standard access mode is to its users."""
+    pytest.importorskip("grpc", reason="Spark Connect needs grpcio, which pyspark[connect] brings")
+    import pyspark
+    from delta import configure_spark_with_delta_pip
+    from pyspark.sql import SparkSession
+
+    folder = tmp_path_factory.mktemp("connect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    delta = configure_spark_with_delta_pip(SparkSession.builder)._options
+    settings = LAPTOP_SETTINGS | DELTA_SETTINGS | SMALL_JOBS | BRIEF_JVM | delta
+    settings |= {
+        "spark.connect.grpc.binding.port": str(port),
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        # What sessions make is known to those that come after them.
+        "spark.sql.catalogImplementation": "hive",
+        "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:{folder}/store;create=true",
+    }
+    home = Path(pyspark.__file__).parent
+    words = [str(home / "bin/spark-submit"), "--master", "local[2,4]"]
+    words += [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
+    words += [
+        "--class",
+        "org.apache.spark.sql.connect.service.SparkConnectServer",
+        "spark-internal",
+    ]
+    paths = [str(ROOT / "lib"), str(ROOT)]
+    own = {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths)}
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            words, cwd=folder, env=os.environ | own, stdout=output, stderr=output
+        )
+    try:
+        while not _listens(port):
+            assert server.poll() is None, log.read_text(errors="replace")[-3000:]
+            time.sleep(0.2)
+        yield ConnectServer(f"sc://127.0.0.1:{port}", folder / "warehouse")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def connect(
+    connect_server: ConnectServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator["SparkSession"]:
+    """A session of a Connect server, for which pyspark's functions make columns meanwhile."""
+    from pyspark.sql.connect.session import SparkSession
+
+    monkeypatch.setenv("SPARK_CONNECT_MODE_ENABLED", "1")
+    session: Any = SparkSession.builder.remote(connect_server.url).create()
+    yield session
+    session.stop()

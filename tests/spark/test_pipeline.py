@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import lakescore
-from lakescore.session import DELTA_SETTINGS, LAPTOP_SETTINGS
 from tests.conftest import ROOT
+from tests.spark.conftest import ConnectServer
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -27,20 +27,19 @@ ROWS = [
 ]
 
 
-def add(spark: "SparkSession", path: Path, rows: list[Any]) -> None:
+def add(spark: "SparkSession", rows: list[Any]) -> None:
     frame = spark.createDataFrame(rows, "`the id` int, said string, text string")
     writer = frame.coalesce(1).write.format("delta").mode("append")
-    writer.option("delta.columnMapping.mode", "name").save(str(path))
+    writer.option("delta.columnMapping.mode", "name").saveAsTable("messages")
 
 
 @pytest.fixture
 def spec(tmp_path: Path, entity_model: Path, sentiment_model: Path) -> Path:
-    """The spec of a pipeline over the table `source`, whose tables are in `warehouse`."""
+    """The spec of a pipeline over the table `messages`."""
     file = tmp_path / "spark-pipeline.yml"
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
-    settings = DELTA_SETTINGS | {
-        "spark.sql.warehouse.dir": str(tmp_path / "warehouse"),
-        "lakescore.source": f"delta.`{tmp_path}/source`",
+    settings = {
+        "lakescore.source": "messages",
         "lakescore.key": "the id",
         "lakescore.time": "said",
         "lakescore.text": "text",
@@ -60,79 +59,58 @@ def spec(tmp_path: Path, entity_model: Path, sentiment_model: Path) -> Path:
     return file
 
 
-def run(spec: Path) -> None:
+def run(spec: Path, server: ConnectServer) -> None:
     import pyspark
-    from delta import configure_spark_with_delta_pip
-    from pyspark.sql import SparkSession
 
-    builder = configure_spark_with_delta_pip(SparkSession.builder)
-    packages = builder._options["spark.jars.packages"]
-    # Tables are known from one run to the next by a metastore, as on Databricks.
-    store = f"jdbc:derby:{spec.parent}/metastore;create=true"
-    start = LAPTOP_SETTINGS | {
-        "spark.sql.catalogImplementation": "hive",
-        "spark.hadoop.javax.jdo.option.ConnectionURL": store,
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={spec.parent}",
-    }
     home = Path(pyspark.__file__).parent
-    paths = [str(ROOT / "lib"), str(ROOT)]
-    done = subprocess.run(
-        [
-            str(home / "bin/spark-pipelines"),
-            *("--remote", "local[2]", "--packages", packages),
-            *(word for name, value in start.items() for word in ("--conf", f"{name}={value}")),
-            "run",
-            "--spec",
-            str(spec),
-        ],
-        cwd=spec.parent,
-        env=os.environ
-        | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
-        | {"PYTHONPATH": os.pathsep.join(paths), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-    )
-    (spec.parent / "printed").write_text(done.stdout + done.stderr)
-    assert done.returncode == 0, done.stdout[-3000:]
+    own = {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
+    own["PYTHONPATH"] = os.pathsep.join([str(ROOT / "lib"), str(ROOT)])
+    command = ["bin/spark-pipelines", "--remote", server.url, "run", "--spec", str(spec)]
+    done = subprocess.run(command, cwd=home, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def read(spark: "SparkSession", spec: Path, table: str) -> Any:
-    return spark.read.parquet(str(spec.parent / "warehouse" / table))
+def read(connect: "SparkSession", table: str) -> list[Any]:
+    connect.catalog.refreshTable(table)  # its Parquet files were listed before the second run
+    return connect.table(table).collect()
 
 
 def test_each_row_is_scored_once_and_what_follows_is_right(
-    spark: "SparkSession", spec: Path, entity_model: Path, sentiment_model: Path
+    connect: "SparkSession",
+    connect_server: ConnectServer,
+    spec: Path,
+    entity_model: Path,
+    sentiment_model: Path,
 ) -> None:
-    source = spec.parent / "source"
-    add(spark, source, ROWS)
-    run(spec)
+    add(connect, ROWS)
+    run(spec, connect_server)
     models = {
         "entities": {"model": str(entity_model)},
         "sentiment": {"model": str(sentiment_model)},
     }
-    rows = spark.createDataFrame(
+    rows = connect.createDataFrame(
         [(row[0], (row[2] or "").replace("\x01", " ") or None) for row in ROWS[:4]],
         "id int, text string",
     )
     config = lakescore.JobConfig.parse({"tasks": models})
     expected = sorted(lakescore.score(rows, config).collect())
-    found = read(spark, spec, "scored_messages")
+    found = connect.table("scored_messages")
     assert sorted(found.drop("said_at").collect()) == expected
-    assert {row.error.code for row in found.collect() if row.error} == {"null_text"}
+    before = {row.id: row for row in found.collect()}
+    assert {row.error.code for row in before.values() if row.error} == {"null_text"}
 
-    entities = read(spark, spec, "message_entities")
+    entities = connect.table("message_entities")
     assert entities.columns == [
         "id", "said_at", "entity_group", "word", "score", "start", "end",
     ]  # fmt: skip
     assert entities.count() == sum(len(row.entities or ()) for row in expected) > 0
-    days = read(spark, spec, "daily_sentiment").collect()
-    assert {str(row.day): 0 for row in days}.keys() == {"2026-05-01", "2026-05-02"}
+    days = read(connect, "daily_sentiment")
+    assert {str(row.day) for row in days} == {"2026-05-01", "2026-05-02"}
     assert sum(row.messages for row in days) == 3
 
-    run_id = {row.id: row for row in found.collect()}
-    add(spark, source, [(5, "2026-05-03 10:00:00", "Anna in Porto")])
-    run(spec)
-    again = read(spark, spec, "scored_messages").collect()
+    add(connect, [(5, "2026-05-03 10:00:00", "Anna in Porto")])
+    run(spec, connect_server)
+    again = read(connect, "scored_messages")
     assert sorted(row.id for row in again) == [1, 2, 3, 4, 5]
-    assert {row.id: row for row in again if row.id != 5} == run_id
-    assert sum(row.messages for row in read(spark, spec, "daily_sentiment").collect()) == 4
+    assert {row.id: row for row in again if row.id != 5} == before
+    assert sum(row.messages for row in read(connect, "daily_sentiment")) == 4
