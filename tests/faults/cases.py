@@ -193,6 +193,7 @@ def _prepared(lab: Lab, mode: str, name: str) -> tuple[dict[str, Any], int, int,
             "n_tokens = 0, error = named_struct('code', 'worker_lost', 'detail', 'gone') "
             "WHERE id < 10 AND error IS NULL"
         )
+        settings["source"]["max_bytes"] = 200  # they are few
         lost = lab.target(settings).where("error.code = 'worker_lost'").count()
         return settings, lost, lost, clean
     table = f"delta.`{source}`"

@@ -285,12 +285,9 @@ class Driver:
         return self.answer()
 
     def was_killed(self) -> bool:
-        """Wait until it has died, for some minutes, and tell whether SIGKILL was the reason."""
-        try:
-            return self.process.wait(ANSWER_SECONDS) == -signal.SIGKILL
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return False
+        """Wait until it has died or ended its run, and tell whether SIGKILL was the reason."""
+        said = self.answer()
+        return said.get("error") == "died" and self.process.returncode == -signal.SIGKILL
 
     def kill(self) -> None:
         """Kill it with its JVM, and wait until both are gone."""
