@@ -84,6 +84,17 @@ def is_connect(spark: "SparkSession") -> bool:
     return type(spark).__module__.startswith("pyspark.sql.connect")
 
 
+def slots_of(spark: "SparkSession") -> int:
+    """Return how many tasks can run at once."""
+    from pyspark.sql import functions as F
+
+    if not is_connect(spark):
+        return spark.sparkContext.defaultParallelism
+    # Connect has no call for it; a range has as many partitions, if it has so many rows.
+    parts = spark.range(100_000).select(F.spark_partition_id())
+    return parts.distinct().count()
+
+
 def ship(spark: "SparkSession", snapshot: Snapshot) -> Shipped:
     """Send a snapshot to the executors, once for an application.
 

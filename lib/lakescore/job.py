@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from lakescore.comparison import score_snapshot
 from lakescore.config import JobConfig, check_output
-from lakescore.errors import LakescoreError
+from lakescore.distribute import is_connect
+from lakescore.errors import LakescoreError, SetupError
 from lakescore.microbatch import Job
 from lakescore.progress import Progress
 from lakescore.run import STREAM_STAGES, Recorder, RunSummary, opened, recorded, summary_of
@@ -38,13 +39,19 @@ def score_table(
         BusyError: another run of this job is at work, or was faster.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
-        SetupError: the session is one of Spark Connect.
+        SetupError: the session is one of Spark Connect, and the source is read as a stream.
         TableError: the source is missing, changed otherwise than the job allows, or does not fit
             the target; or a table cannot be read or written.
     """
     if config.report is not None:  # else a long run would end in that error
         check_output(Path(config.report))
     is_snapshot = config.source.changes == "snapshot"
+    if not is_snapshot and is_connect(spark):
+        raise SetupError(
+            f"source.changes is {config.source.changes}, a stream, which Spark Connect (standard "
+            "access mode, serverless) does not have; set it to snapshot, or run the job in "
+            "dedicated access mode"
+        )
     stages = None if is_snapshot else STREAM_STAGES
     with opened(spark, config) as job:
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tracking
 from lakescore.config import JobConfig, Write
+from lakescore.distribute import slots_of
 from lakescore.errors import BudgetError, RefusedRowsError
 from lakescore.failpoints import reached
 from lakescore.frame import score_with
@@ -321,8 +322,7 @@ class MicroBatches:
 
 def spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
     """Divide rows over all the tasks that can run at once: one small file would be one task."""
-    slots = df.sparkSession.sparkContext.defaultParallelism
-    return df.repartition(partitions or slots * PARTITIONS_PER_SLOT)
+    return df.repartition(partitions or slots_of(df.sparkSession) * PARTITIONS_PER_SLOT)
 
 
 def _summed(groups: list["Row"]) -> dict[str, float]:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
 from lakescore.run import STREAM_STAGES, checkpoint_of, folder_in, job_tables
-from lakescore.tables import delta_table, describe, identifier, is_folder, remove
+from lakescore.tables import describe, identifier, is_folder, remove
 from lakescore.tables.commits import committed
 from lakescore.tables.lock import alone
 from lakescore.todo import FOLDER
@@ -50,23 +51,17 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
         )
     with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
         remove(spark, f"{folder}/{FOLDER}")  # a run before that did not end begins it anew
-        before = _files(spark, target)
-        reorganise = f"REORG TABLE {identifier(target)} APPLY (PURGE)"
-        committed(spark, target, lambda: _execute(spark, reorganise))
-        committed(spark, target, lambda: _vacuum(spark, target, retain_hours))
-        return Purged(target, retain_hours, before, _files(spark, target))
-
-
-def _files(spark: "SparkSession", target: str) -> int:
-    return int(delta_table(spark, target).detail().select("numFiles").first()[0])
+        before = describe(spark, target).files
+        for statement in (
+            f"REORG TABLE {identifier(target)} APPLY (PURGE)",
+            f"VACUUM {identifier(target)} RETAIN {retain_hours:f} HOURS",
+        ):
+            committed(spark, target, partial(_execute, spark, statement))
+        return Purged(target, retain_hours, before, describe(spark, target).files)
 
 
 def _execute(spark: "SparkSession", statement: str) -> None:
     spark.sql(statement).collect()
-
-
-def _vacuum(spark: "SparkSession", target: str, hours: float) -> None:
-    delta_table(spark, target).vacuum(hours)
 
 
 @contextmanager

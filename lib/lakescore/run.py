@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lakescore import tracking
 from lakescore.config import JobConfig, Write
 from lakescore.distribute import is_connect
-from lakescore.errors import ConfigError, LakescoreError, SetupError
+from lakescore.errors import ConfigError, LakescoreError
 from lakescore.failpoints import reached
 from lakescore.frame import carried_columns, score_with
 from lakescore.microbatch import Job, MicroBatches
@@ -114,14 +114,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         BusyError: another run of this job is at work.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
-        SetupError: the session is one of Spark Connect.
         TableError: the source is missing, or does not fit the target.
     """
-    if is_connect(spark):
-        raise SetupError(
-            "the job needs a classic Spark session, and this one is of Spark Connect; run it in "
-            "dedicated access mode, or use lakescore.score and write its rows"
-        )
     at, to = job_tables(config)
     rows = load(spark, at)
     if not makes_target:
@@ -208,7 +202,9 @@ class Recorder:
 
     def show(self) -> None:
         """Tell how many rows are done: those in the model count already."""
-        done = max(self.batches.totals.rows, self.rows_done.value)
+        done = self.batches.totals.rows
+        if self.rows_done is not None:
+            done = max(done, self.rows_done.value)
         expected = self.batches.rows_expected
         self.progress(done, None if expected is None else max(done, expected))
 
@@ -237,7 +233,8 @@ def recorded(
         name=f"{command} {job.target}", params=params, tags={"lakescore.command": command}
     ) as run:
         run.log_source(job.source.table, job.source.version)
-        rows_done = spark.sparkContext.accumulator(0)
+        # Of rows in the model Spark Connect cannot tell: there micro-batches are the progress.
+        rows_done = None if is_connect(spark) else spark.sparkContext.accumulator(0)
         batches = MicroBatches(
             job,
             run,

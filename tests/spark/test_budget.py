@@ -16,7 +16,7 @@ from tests.jobs import NOW
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 ROWS = 10_000
 # What makes a row bad, and its code.
 BAD = {

@@ -22,7 +22,7 @@ from tests.tiny_models import tiny_model
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 ONE_SNAPSHOT = "run once with --set source.changes=snapshot"
 
 

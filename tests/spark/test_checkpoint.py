@@ -14,7 +14,7 @@ from tests.spark.test_recovery import at_step
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 
 
 def stop() -> None:

@@ -144,31 +144,3 @@ def test_a_copy_that_was_damaged_on_its_host_is_unpacked_again(
     assert shipped.folder() == folder
     assert open_snapshot(folder).fingerprint == snapshot.fingerprint
     assert {path.name for path in folder.parent.iterdir()} == {".lock", snapshot.fingerprint}
-
-
-CONNECT = """
-import sys
-import lakescore
-from pyspark.sql import SparkSession
-
-spark = SparkSession.builder.remote("local[2]").getOrCreate()
-texts = spark.createDataFrame([(1, "Maria in Lisbon"), (2, None)], "id int, text string")
-config = lakescore.JobConfig.parse({"tasks": {"entities": {"model": sys.argv[1]}}})
-rows = lakescore.score(texts, config).orderBy("id").collect()
-entities = lakescore.entities(sys.argv[1], spark=spark)
-assert [row.e for row in texts.orderBy("id").select(entities("text").alias("e")).collect()] == [
-    row.entities for row in rows]
-spark.udf.register("entities", entities)
-texts.createOrReplaceTempView("texts")
-assert spark.sql("select count(entities(text)) from texts").first()[0] == 1
-print(type(spark).__module__, [row.error and row.error.code for row in rows])
-spark.stop()
-"""
-
-
-def test_a_connect_session_gets_the_model_as_an_artifact(
-    entity_model: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("grpc", reason="Spark Connect needs grpcio, which pyspark[connect] brings")
-    printed = run(CONNECT, str(entity_model), TMPDIR=str(tmp_path))
-    assert printed.strip() == "pyspark.sql.connect.session [None, 'null_text']"

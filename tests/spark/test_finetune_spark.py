@@ -17,7 +17,7 @@ from tests.tiny_models import ENTITY_LABELS, tiny_model
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 
 TOKENS = ["Maria", "Nowak", "flew", "from", "Lisbon", "."]
 TAGS = ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]

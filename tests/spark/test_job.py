@@ -19,7 +19,7 @@ from tests.jobs import NOW, ROWS, Run
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 
 
 def test_a_job_scores_every_row_once_and_records_it(

@@ -16,7 +16,7 @@ from tests.spark.conftest import ConnectServer
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 pytest.importorskip("pyspark.pipelines", reason="pyspark.pipelines came with Spark 4.1")
 ROWS = [
     (1, "2026-05-01 10:00:00", "Maria lives in Lisbon"),

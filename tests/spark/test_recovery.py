@@ -30,7 +30,7 @@ from tests.spark.test_changes import (
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 
 
 def make_anew(spark: "SparkSession", table: str, rows: list[tuple[Any, ...]]) -> None:

@@ -161,6 +161,7 @@ def table(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> st
     return path
 
 
+@pytest.mark.delta
 def test_the_page_of_a_delta_table_is_written(
     spark: "SparkSession", table: str, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_the_page_of_a_delta_table_is_written(
     assert "שלום לכולם, Ana" in output.read_text("utf-8")
 
 
+@pytest.mark.delta
 def test_a_file_that_cannot_be_written_is_named(
     spark: "SparkSession", table: str, tmp_path: Path
 ) -> None:

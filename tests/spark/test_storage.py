@@ -17,7 +17,7 @@ from tests.jobs import ROWS, Run
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.delta]
 MORE = [(nth, f"Maria {nth} lives in Lisbon") for nth in range(60, 90)]
 
 

@@ -2,7 +2,6 @@
 
 from lakescore.tables.changes import CHANGE, HASH
 from lakescore.tables.names import (
-    delta_table,
     describe,
     exists,
     identifier,
@@ -18,7 +17,6 @@ from lakescore.tables.stage import kept, save_aside
 __all__ = [
     "CHANGE",
     "HASH",
-    "delta_table",
     "describe",
     "exists",
     "identifier",

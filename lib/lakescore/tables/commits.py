@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
 from lakescore.tables.lock import alone
-from lakescore.tables.names import delta_table, identifier, quoted
+from lakescore.tables.names import history, identifier, literal, quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -57,8 +57,8 @@ def find_commit(
     spark: "SparkSession", table: str, commit: Commit, *, since: int
 ) -> dict[str, Any] | None:
     """Return the note of a commit that was made after version `since`; None if it was not."""
-    history = delta_table(spark, table).history()
-    for row in history.where(history.version > since).select("userMetadata").collect():
+    commits = history(spark, table)
+    for row in commits.where(commits.version > since).select("userMetadata").collect():
         said = note_of(row[0])
         if (said.get("app"), said.get("number")) == (commit.app, commit.number):
             return said
@@ -99,10 +99,9 @@ def set_property(
     spark: "SparkSession", table: str, name: str, value: str, note: Mapping[str, object]
 ) -> None:
     """Set a table's property, which is a commit of its own; `note` is what history says of it."""
-    literal = value.replace("\\", "\\\\").replace("'", "\\'")
     with session(spark, {"commitInfo.userMetadata": json.dumps(note)}):
         spark.sql(
-            f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = '{literal}')"
+            f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = {literal(value)})"
         )
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from lakescore.distribute import is_connect
@@ -137,20 +138,32 @@ def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame 
         ) from error
 
 
-def delta_table(spark: "SparkSession", table: str) -> Any:
-    """Return Delta's own handle of a table that is there.
+def literal(value: Any) -> str:
+    """Return a value for SQL: of text, a number or a date."""
+    if isinstance(value, date):
+        return f"DATE'{value.isoformat()}'"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
+
+
+def history(spark: "SparkSession", table: str, limit: int | None = None) -> "DataFrame":
+    """Return the commits of a Delta table, the latest first, as far as its log still has them.
 
     Raises:
         TableError: there is no such table, or it is a view, or of another format.
     """
-    from delta.tables import DeltaTable
+    last = "" if limit is None else f" LIMIT {limit}"
+    return _said(spark, table, f"DESCRIBE HISTORY {identifier(table)}{last}")
+
+
+def _said(spark: "SparkSession", table: str, statement: str) -> "DataFrame":
+    """Return what Delta says of a table: by SQL, which Spark Connect has, too."""
     from pyspark.errors import AnalysisException
 
     load(spark, table)
     try:
-        if is_path(table):
-            return DeltaTable.forPath(spark, table)
-        return DeltaTable.forName(spark, identifier(table))
+        return spark.sql(statement)
     except AnalysisException as error:
         raise TableError(
             f"{table}: is not a Delta table; name one, or save it with format delta"
@@ -164,6 +177,7 @@ class Details:
     id: str
     properties: Mapping[str, str]
     bytes: int
+    files: int
 
 
 def describe(spark: "SparkSession", table: str) -> Details:
@@ -172,8 +186,11 @@ def describe(spark: "SparkSession", table: str) -> Details:
     Raises:
         TableError: there is no such table, or it is not Delta.
     """
-    row = delta_table(spark, table).detail().select("id", "properties", "sizeInBytes").first()
-    return Details(row["id"], row["properties"] or {}, int(row["sizeInBytes"] or 0))
+    row = _said(spark, table, f"DESCRIBE DETAIL {identifier(table)}").first()
+    if row is None or row["format"] != "delta":
+        raise TableError(f"{table}: is not a Delta table; name one, or save it with format delta")
+    size, files = int(row["sizeInBytes"] or 0), int(row["numFiles"] or 0)
+    return Details(row["id"], row["properties"] or {}, size, files)
 
 
 def version(spark: "SparkSession", table: str) -> int:
@@ -182,7 +199,9 @@ def version(spark: "SparkSession", table: str) -> int:
     Raises:
         TableError: there is no such table, or it is a view, or of another format.
     """
-    return int(delta_table(spark, table).history(1).select("version").first()["version"])
+    row = history(spark, table, 1).select("version").first()
+    assert row is not None  # a table has a commit
+    return int(row["version"])
 
 
 def is_folder(spark: "SparkSession", folder: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
-from lakescore.tables.names import absolute, delta_table, exists, remove
+from lakescore.tables.names import absolute, exists, history, remove
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -33,7 +33,7 @@ def find(spark: "SparkSession", folder: str) -> Manifest | None:
     if not exists(spark, folder):
         return None
     try:
-        row = delta_table(spark, folder).history(1).select("userMetadata").first()
+        row = history(spark, folder, 1).select("userMetadata").first()
     except TableError:  # another run has just removed it
         return None
     return None if row is None else Manifest(**json.loads(row[0]))
@@ -50,7 +50,7 @@ def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
 
 def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None:
     """Save rows as a new Delta table, divided `by` columns, that goes when the run has ended."""
-    writer = rows.write.format("delta").mode("errorifexists").partitionBy(*by)
+    writer = rows.write.format("delta").mode("error").partitionBy(*by)
     # No statistics: they would put the beginnings of texts into the log.
     writer.options(**{"delta.dataSkippingNumIndexedCols": "0"} | options).save(folder)
 

@@ -11,11 +11,12 @@ from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
 from lakescore.tables.commits import app_of, committed, note_of, set_property, write_error
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
-    delta_table,
     describe,
     exists,
+    history,
     identifier,
     is_path,
+    literal,
     load,
     place,
     quoted,
@@ -25,7 +26,7 @@ from lakescore.tables.writing import append
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import DataType, StructType
 
 _WRITER = "lakescore.writer."
 _CHECK = "delta.constraints."
@@ -89,8 +90,6 @@ def _create(
     text: str,
     constraints: Mapping[str, str],
 ) -> None:
-    from delta.tables import DeltaTable
-
     if exists(spark, table):  # another job was faster
         return
     _check_room(table)
@@ -103,27 +102,40 @@ def _create(
         and (name not in strings or name == "run_id")
         and not kind.startswith(("array", "map", "struct", "binary", "variant"))
     ]
-    builder = DeltaTable.createIfNotExists(spark)
-    if is_path(table):
-        builder = builder.location(table)
-    else:
-        builder = builder.tableName(identifier(table))
-    for each in schema:
-        comment = each.metadata.get("comment")
-        builder = builder.addColumn(each.name, each.dataType, comment=comment)
-    for name, expression in constraints.items():
-        builder = builder.property(f"delta.constraints.{name}", expression)
-    builder = builder.property("delta.dataSkippingStatsColumns", ",".join(with_statistics))
-    builder = builder.property("delta.enableDeletionVectors", "true")
+    columns = [
+        f"{quoted(each.name)} {_ddl(each.dataType)}"
+        + (f" COMMENT {literal(comment)}" if (comment := each.metadata.get("comment")) else "")
+        for each in schema
+    ]
+    properties = {f"{_CHECK}{name}": expression for name, expression in constraints.items()}
+    properties["delta.dataSkippingStatsColumns"] = ",".join(with_statistics)
+    properties["delta.enableDeletionVectors"] = "true"
+    said = ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
     clustered = [name for name in key if types[name].startswith(_CLUSTERED) and name != text]
-    if clustered:
-        builder = builder.clusterBy(*clustered[:4])
+    by = f" CLUSTER BY ({', '.join(map(quoted, clustered[:4]))})" if clustered else ""
     try:
-        builder.execute()
+        spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {identifier(table)} ({', '.join(columns)}) USING delta"
+            f"{by} TBLPROPERTIES ({said})"
+        )
     except Exception as error:  # Spark's, Delta's, and Java's own
         if not exists(spark, table):  # else another job was faster
-            said = f"{table}: cannot be made ({root_cause(error)}); name another target.table"
-            raise write_error(table, error) or TableError(said) from error
+            reason = f"{table}: cannot be made ({root_cause(error)}); name another target.table"
+            raise write_error(table, error) or TableError(reason) from error
+
+
+def _ddl(kind: "DataType") -> str:
+    """Return a type for SQL, the names of its fields in quotes."""
+    from pyspark.sql.types import ArrayType, MapType, StructType
+
+    if isinstance(kind, ArrayType):
+        return f"array<{_ddl(kind.elementType)}>"
+    if isinstance(kind, MapType):
+        return f"map<{_ddl(kind.keyType)}, {_ddl(kind.valueType)}>"
+    if isinstance(kind, StructType):
+        fields = (f"{quoted(each.name)}: {_ddl(each.dataType)}" for each in kind)
+        return f"struct<{', '.join(fields)}>"
+    return kind.simpleString()
 
 
 def _check_columns(
@@ -270,8 +282,8 @@ class Trace:
 def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
     """Return what the history of a target says of a streaming query over a source."""
     for limit in (20, None):  # the last commits tell it, but for a target of many writers
-        history = delta_table(spark, table).history(*([limit] if limit else []))
-        rows = history.select("version", "operation", "userMetadata").collect()
+        commits = history(spark, table, limit)
+        rows = commits.select("version", "operation", "userMetadata").collect()
         is_restored = False
         for row in sorted(rows, key=lambda row: row.version, reverse=True):
             note = note_of(row.userMetadata)
@@ -286,7 +298,7 @@ def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trac
 def was_written(spark: "SparkSession", table: str, writer: Writer, *, since: int) -> bool:
     """Tell whether a job has written to a target after version `since`."""
     apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
-    history = delta_table(spark, table).history()
-    rows = history.where(history.version > since).select("userMetadata").collect()
+    commits = history(spark, table)
+    rows = commits.where(commits.version > since).select("userMetadata").collect()
     notes = [note_of(row.userMetadata) for row in rows]
     return any(each.get("app") in apps or each.get("source") == writer.id for each in notes)

@@ -1,5 +1,6 @@
 """How rows get into the target: appended, merged by the key, or in place of all that is there."""
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from lakescore.config import Write
 from lakescore.errors import RefusedRowsError
 from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
 from lakescore.tables.commits import PRESENT, Commit, committed, session
-from lakescore.tables.names import delta_table, identifier, is_path, load, quoted
+from lakescore.tables.names import identifier, is_path, literal, load, quoted
 from lakescore.tables.source import UNIQUE
 
 if TYPE_CHECKING:
@@ -143,35 +144,45 @@ def _merge(
     results: Sequence[str],
     dropped: Sequence[str],
 ) -> None:
-    from pyspark.sql import functions as F
+    """Do a MERGE by SQL, which Spark Connect has, too."""
 
-    def theirs(name: str) -> "Column":
-        return F.col(f"t.{quoted(name)}")
+    def is_change(change: str) -> str:
+        return f"s.{CHANGE} = {literal(change)}"
 
-    def ours(name: str) -> "Column":
-        return F.col(f"s.{quoted(name)}")
+    def updated(condition: str, names: Sequence[str], more: Mapping[str, str] = {}) -> str:
+        values = {name: f"s.{quoted(name)}" for name in names} | dict(more)
+        said = ", ".join(f"t.{quoted(name)} = {value}" for name, value in values.items())
+        return f"WHEN MATCHED AND {condition} THEN UPDATE SET {said}"
 
-    def assigned(names: Sequence[str]) -> dict[str, Any]:
-        return {quoted(name): ours(name) for name in names}
-
-    change = ours(CHANGE)
     columns = [name for name in staged.columns if name != CHANGE]
     carried = [name for name in columns if name not in (*key, *results, HASH)]
-    is_same = _same(key)
-    for name, ends in ranges.items():
-        is_same &= theirs(name).between(*ends)
-    is_current = theirs(HASH).eqNullSafe(ours(HASH))
-    without = {quoted(name): F.lit(None) for name in dropped}
-    refused = {quoted(HASH): F.raise_error(F.lit(PRESENT)).cast("bigint")}
-    merge = delta_table(staged.sparkSession, table).alias("t")
-    merge = merge.merge(staged.alias("s"), is_same)
-    merge = merge.whenMatchedDelete(change == DELETE)
-    if carried:
-        merge = merge.whenMatchedUpdate((change == REFRESH) & is_current, assigned(carried))
-    merge = merge.whenMatchedUpdate((change == RESCORE) & is_current, assigned(results) | without)
-    merge = merge.whenMatchedUpdate(change == INSERT, refused)
-    merge = merge.whenMatchedUpdate(change == UPDATE, assigned(columns) | without)
-    merge.whenNotMatchedInsert(change.isin(INSERT, UPDATE), assigned(columns)).execute()
+    is_same = [f"t.{quoted(name)} = s.{quoted(name)}" for name in key]
+    is_same += [
+        f"t.{quoted(name)} BETWEEN {literal(least)} AND {literal(greatest)}"
+        for name, (least, greatest) in ranges.items()
+    ]
+    is_current = f"t.{HASH} <=> s.{HASH}"
+    without = dict.fromkeys(dropped, "NULL")
+    refused = {HASH: f"CAST(raise_error({literal(PRESENT)}) AS bigint)"}
+    names = ", ".join(map(quoted, columns))
+    values = ", ".join(f"s.{quoted(name)}" for name in columns)
+    view = f"lakescore_{uuid.uuid4().hex}"
+    clauses = [
+        f"MERGE INTO {identifier(table)} t USING {view} s ON {' AND '.join(is_same)}",
+        f"WHEN MATCHED AND {is_change(DELETE)} THEN DELETE",
+        *([updated(f"{is_change(REFRESH)} AND {is_current}", carried)] if carried else []),
+        updated(f"{is_change(RESCORE)} AND {is_current}", results, without),
+        updated(is_change(INSERT), [], refused),
+        updated(is_change(UPDATE), columns, without),
+        f"WHEN NOT MATCHED AND ({is_change(INSERT)} OR {is_change(UPDATE)})"
+        f" THEN INSERT ({names}) VALUES ({values})",
+    ]
+    spark = staged.sparkSession
+    staged.createOrReplaceTempView(view)
+    try:
+        spark.sql("\n".join(clauses))
+    finally:
+        spark.catalog.dropTempView(view)
 
 
 def ranged(schema: "StructType", key: Sequence[str], text: str) -> list[str]:
