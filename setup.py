@@ -23,7 +23,7 @@ REQUIRES = [
     "numpy>=1.26",
     "pandas>=1.5,<3",
     "pyarrow>=15",
-    "pydantic>=2.6",
+    "pydantic>=2.7",
     "pyyaml>=6.0",
     "safetensors>=0.4.3",
     "torch>=2.6",
@@ -33,11 +33,11 @@ REQUIRES = [
 
 # Spark, Delta and an MLflow with a local store, for a machine that is not a Databricks cluster.
 # delta-spark's own metadata holds pyspark to a version that it works with; 4.4's jar is for 4.2.
-LOCAL = [
-    "delta-spark>=3.3,<4.4",
+SPARK = [
     "mlflow>=2.21",
-    "pyspark[connect]>=3.5,<4.2",
+    "pyspark[connect]>=3.5,<4.3",
 ]
+LOCAL = ["delta-spark>=3.3,<4.4", *SPARK]
 
 DEV = [
     "build>=1.2",
@@ -68,7 +68,7 @@ setup(
     package_data={"lakescore": ["py.typed", "*.j2", "**/*.j2"]},
     include_package_data=False,
     install_requires=REQUIRES,
-    extras_require={"local": LOCAL, "dev": DEV},
+    extras_require={"local": LOCAL, "spark": SPARK, "dev": DEV},
     entry_points={"console_scripts": ["lakescore=lakescore.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
