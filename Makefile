@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint wheel clean venv java bench-parity bench-cpu bench-memory bench-tables bench-encoder
+.PHONY: help demo notebooks test faults lint wheel clean venv java bench-parity bench-cpu bench-memory bench-tables bench-encoder
 
 RUNTIME ?= 18-lts-ml
 DEVICE ?= cpu
@@ -29,6 +29,15 @@ demo: java ## a Delta table of messages scored for entities and sentiment, with 
 	$(run) -m lakescore.cli register --model models/sentiment \
 		--name lakescore_sentiment --alias champion >&2 && \
 	$(run) -m lakescore.cli score conf/demo.yml $(ARGS)
+
+notebooks: java ## the notebooks on the demo's tables, each into a page in reports/; after make demo
+	@$(with_java) for name in 01_explore 02_tune 03_errors; do \
+		$(run) scripts/run_notebook.py notebooks/$$name.py \
+			--widget table=demo/data/messages --widget rows=300 --widget repeats=1 \
+			--widget target=demo/data/scored --widget labelled=demo/data/labelled \
+			--widget entities=models:/lakescore_entities@champion \
+			--widget sentiment=models:/lakescore_sentiment@champion $(ARGS) || exit 1; \
+	done
 
 # Files in their order: that of the faults takes longest by far, and so begins first.
 test: java ## all tests, and with them ruff and mypy, by two processes

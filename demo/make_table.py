@@ -1,8 +1,12 @@
-"""Write the demo's messages as a Delta table: python demo/make_table.py [--rows 2400]."""
+"""Write the demo's messages as a Delta table: python demo/make_table.py [--rows 2400].
+
+Beside it goes a table `labelled`: a few sentences whose names are marked, to evaluate a model on.
+"""
 
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,7 @@ from lakescore.session import local_session  # noqa: E402
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+LABELLED = Path(__file__).with_name("labelled.txt")
 SCHEMA = "id bigint, channel string, country string, created_at timestamp, text string"
 FILES = 6  # so that a job which reads file by file has some progress to show
 
@@ -38,6 +43,9 @@ def main() -> int:
             )
             return 1
         append(spark, path, wanted[len(there) :])
+        frame = spark.createDataFrame(list(labelled()), "tokens array<string>, tags array<string>")
+        beside = path.with_name("labelled")
+        frame.coalesce(1).write.format("delta").mode("overwrite").save(str(beside))
     if len(there) == len(wanted):
         print(f"{arguments.table}: has these {len(wanted):,} messages already; left as it is")
     else:
@@ -51,6 +59,26 @@ def texts(spark: "SparkSession", path: Path) -> list[tuple[int, str | None]]:
         return []
     rows = spark.read.format("delta").load(str(path)).select("id", "text").orderBy("id")
     return [(row["id"], row["text"]) for row in rows.collect()]
+
+
+def labelled() -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the tokens and the BIO tags of each labelled sentence."""
+    for line in LABELLED.read_text("utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        tokens: list[str] = []
+        tags: list[str] = []
+        kind, prefix = "", ""
+        for word in line.split():
+            if word.startswith("["):
+                kind, prefix = word[1:], "B-"
+                continue
+            tokens.append(word.rstrip("]") if kind else word)
+            tags.append(prefix + kind if kind else "O")
+            prefix = "I-"
+            if word.endswith("]"):
+                kind = ""
+        yield tokens, tags
 
 
 def append(spark: "SparkSession", path: Path, rows: list[Message]) -> None:

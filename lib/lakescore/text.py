@@ -26,6 +26,19 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
 
 
+REMEDIES: dict[str, str] = {
+    ErrorCode.NULL_TEXT: "nothing, or fill it at the source",
+    ErrorCode.BLANK_TEXT: "nothing, or fill it at the source",
+    ErrorCode.INVALID_UNICODE: "repair the encoding at the source",
+    ErrorCode.TOO_LONG: "encoding.long_text: window",
+    ErrorCode.OUT_OF_MEMORY: "a smaller encoding.max_length, a smaller model, a larger GPU",
+    ErrorCode.NON_FINITE: "see that the checkpoint is whole, then retry",
+    ErrorCode.TOKENIZER_ERROR: "report it with the tokenizer's name",
+    ErrorCode.WORKER_LOST: "retry with more memory; else report it with the model's name",
+}
+"""What to do about rows of each code."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowError:
     """One row's reason; `detail` never holds any of the row's text."""

@@ -2,6 +2,7 @@
 
 `summarise` counts, by Spark; `plots` draws what was counted; `render` makes the page. Figures hold
 no word of any text, so that they can go to MLflow; the page does, if it is `with_texts`.
+`highlighted` marks the entities of one text, for a notebook.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from lakescore import tables, tracking
 from lakescore.config import output_errors
 from lakescore.report.counting import summarise
+from lakescore.report.highlight import highlighted
 from lakescore.report.page import render
 from lakescore.report.plots import plots
 from lakescore.report.summary import Summary
@@ -18,7 +20,7 @@ from lakescore.report.summary import Summary
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["Summary", "plots", "render", "summarise", "write_report"]
+__all__ = ["Summary", "highlighted", "plots", "render", "summarise", "write_report"]
 
 
 def write_report(
