@@ -25,9 +25,13 @@ class ColumnsConfig(Strict):
     """The columns to read: tokens and tags for entities, text and label for sentiment."""
 
     tokens: Name = "tokens"
+    """The words of a text, `array<string>`."""
     tags: Name = "tags"
+    """Their BIO tags, `array<string>`."""
     text: Name = "text"
+    """The text."""
     label: Name = "label"
+    """Its label, by name or by its place in `labels`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,20 @@ class VocabularyConfig(Strict):
     """Keep only the WordPiece entries that the texts of some tables use most."""
 
     entries: Annotated[int, Field(ge=1)]
+    """How many."""
     tables: Names
+    """The tables whose texts are counted."""
 
 
 class DistillationConfig(Strict):
     """Learn from a fine-tuned teacher's probabilities, too. It has to share the tokenizer."""
 
     teacher: Name
+    """The folder of its checkpoint."""
     soft_share: Share = 0.7
     """How much of the loss compares with the teacher; the rest with the row's label."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """What both models' logits are divided by; higher shows more of what the teacher doubts."""
     unlabelled: Weights = Field(default_factory=dict)
     """Tables with a text column and no labels, and their weights."""
 
@@ -53,12 +57,15 @@ class FinetuneConfig(Strict):
     """One fine-tuning run. A table's weight says how often an epoch sees each of its rows."""
 
     task: TaskName
+    """What the model is for."""
     base: Name
     """The folder of an encoder, or `package:NAME/FOLDER` for one inside an installed package."""
     output: Name
     """The folder to write the checkpoint to."""
     labels: Annotated[Names, AfterValidator(_names_of_labels)]
+    """Its labels in their order: of entities the BIO tags, of sentiment the names."""
     train: Annotated[Weights, Field(min_length=1)]
+    """Tables to train on, and how often an epoch sees each row of them."""
     valid: Annotated[Weights, Field(min_length=1)]
     """Tables to choose the best epoch by; never trained on."""
     exclude: Names = ()
@@ -74,12 +81,19 @@ class FinetuneConfig(Strict):
     shortest_crop: Annotated[int, Field(ge=1)] = 64
     """Pieces of the shortest crop, and of the shortest chain; lengths are log-uniform."""
     epochs: Annotated[int, Field(ge=1)] = 3
+    """Times that the tables are gone through; the best one's weights are written."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """The highest, after the warm-up; it falls to 0 by the end."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """That of AdamW."""
     warmup: Share = 0.1
+    """The share of all steps in which the learning rate rises."""
     dropout: Share = 0.0
+    """That of hidden layers."""
     token_budget: Annotated[int, Field(ge=8)] = 2048
+    """Tokens in one step, padding included."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of all that is drawn at random."""
     mlflow: MlflowConfig = MlflowConfig()
 
     @property

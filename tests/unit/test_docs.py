@@ -1,0 +1,45 @@
+"""The docs: what is made from the code is as it makes it, and links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lakescore.text import REMEDIES, ErrorCode
+from scripts.config_reference import page
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/RESULTS.md"]
+
+
+def test_the_page_about_the_configuration_is_what_the_models_say() -> None:
+    assert (ROOT / "docs/configuration.md").read_text("utf-8") == page()
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_links_lead_somewhere(file: Path) -> None:
+    text = file.read_text("utf-8")
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        assert not path or (file.parent / path).exists(), link
+        assert path or anchor in anchors, link
+
+
+def test_every_error_code_has_its_remedy_and_its_line() -> None:
+    assert REMEDIES.keys() == set(ErrorCode)
+    operations = (ROOT / "docs/operations.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", operations, re.MULTILINE)) == set(ErrorCode)
+
+
+def test_every_command_of_make_that_docs_name_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for file in PAGES:
+        code = re.findall(r"`([^`]+)`", file.read_text("utf-8"))
+        named = {word for each in code for word in re.findall(r"^make ([a-z-]+)", each)}
+        assert named <= targets, file.name
