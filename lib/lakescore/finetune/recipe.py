@@ -91,7 +91,7 @@ class FinetuneConfig(Strict):
     dropout: Share = 0.0
     """That of hidden layers."""
     token_budget: Annotated[int, Field(ge=8)] = 2048
-    """Tokens in one step, padding included."""
+    """Tokens in one step, padding included; of all GPUs of the machine together."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of all that is drawn at random."""
     mlflow: MlflowConfig = MlflowConfig()

@@ -138,6 +138,9 @@ class Loop:
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
+        # Rows of a step are divided over all GPUs of this machine, as transformers' Trainer does.
+        several = torch.cuda.device_count() > 1
+        self.parallel: Any = torch.nn.DataParallel(self.model) if several else self.model
         self.teacher = None if teacher is None else teacher.to(self.device).eval()
         self.half = resolve_dtype("auto", self.device) == "bfloat16"
         self.learning_rate, self.warmup = learning_rate, warmup
@@ -217,7 +220,7 @@ class Loop:
         classes = self.model.config.num_labels
         chosen = labels.flatten() != IGNORED
         targets = labels.flatten()[chosen]
-        logits = self._forward(self.model, ids, mask).reshape(-1, classes)[chosen]
+        logits = self._forward(self.parallel, ids, mask).reshape(-1, classes)[chosen]
         hard = F.cross_entropy(logits, targets.clamp(min=0), reduction="none") * (targets >= 0)
         if self.teacher is None:
             return hard.mean()
