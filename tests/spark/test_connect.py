@@ -1,18 +1,27 @@
 """All that works on Spark Connect, against a real server: columns, score, the job by snapshots.
 
-What Connect has not is an error of one line.
+So do the files in jobs/, which Databricks starts with the wheel alone in a Spark that is there, and
+the declarative pipeline. What Connect has not is an error of one line.
 """
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 import lakescore
 from lakescore import JobConfig, SetupError
-from lakescore.purge import purge_target
+from tests.conftest import ROOT
 from tests.jobs import NOW, ROWS
+from tests.spark.conftest import ConnectServer
 from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
@@ -39,10 +48,9 @@ def settings(
     }
 
 
-def run(connect: "SparkSession", settings: dict[str, Any], command: str = "score") -> Any:
-    command = {"score": "score_table", "rescore": "rescore_table", "retry": "retry_table"}[command]
+def run(connect: "SparkSession", settings: dict[str, Any]) -> lakescore.RunSummary:
     config = JobConfig.parse(settings)
-    return getattr(lakescore, command)(connect, config, now=NOW, progress=lambda done, total: None)
+    return lakescore.score_table(connect, config, now=NOW, progress=lambda done, total: None)
 
 
 def shown(scored: Any) -> list[Any]:
@@ -110,7 +118,7 @@ def test_the_job_scores_what_differs_and_a_rerun_nothing(
     assert billed == [("finished", len(ROWS)), ("finished", 0), ("finished", 4)]
 
 
-def test_a_table_of_the_catalog_is_overwritten_rescored_retried_and_purged(
+def test_a_table_of_the_catalog_is_overwritten(
     connect: "SparkSession", settings: dict[str, Any], tmp_path: Path
 ) -> None:
     source = connect.read.format("delta").load(settings["source"]["table"])
@@ -120,21 +128,8 @@ def test_a_table_of_the_catalog_is_overwritten_rescored_retried_and_purged(
         "table": "scored_words", "checkpoint": f"{tmp_path}/checkpoint", "write": "overwrite",
     }  # fmt: skip
     assert run(connect, settings).rows_in == len(ROWS)
-    settings["target"]["write"] = "merge"
-    connect.sql(
-        "UPDATE scored_words SET sentiment = NULL, entities = NULL, "
-        "error = named_struct('code', 'worker_lost', 'detail', 'gone') WHERE id IN (1, 2)"
-    )
-    assert run(connect, settings, "retry").rows_scored == 2
-    other = tiny_model(tmp_path / "other", head="sequence-classification", seed=9)
-    settings["tasks"]["sentiment"] = {"model": str(other)}
-    assert run(connect, settings, "rescore").rows_in == len(ROWS)
-    assert run(connect, settings, "rescore").rows_in == 0
-    connect.sql("DELETE FROM words WHERE id < 10")
-    assert run(connect, settings).rows_deleted == 10
-    purged = purge_target(connect, JobConfig.parse(settings), retain_hours=0)
-    assert purged.target == "scored_words"
-    assert connect.table("scored_words").count() == len(ROWS) - 10
+    assert connect.table("scored_words").count() == len(ROWS)
+    assert run(connect, settings).rows_in == 0
 
 
 @pytest.mark.parametrize("changes", ["append", "cdf"])
@@ -149,3 +144,239 @@ def test_a_stream_is_refused_in_one_line(
         r"snapshot, or run the job in dedicated access mode",
         str(refused.value),
     )
+
+
+# Databricks runs the tasks of a job one after the other in one driver, whose `spark` is there.
+DRIVER = """
+import contextlib, io, json, runpy, sys
+import lakescore
+from pyspark.sql import SparkSession
+
+spark = SparkSession.builder.getOrCreate()
+answers = [lakescore.__file__]
+for kind, what, *arguments in json.load(sys.stdin):
+    if kind == "sql":
+        spark.sql(what)
+        continue
+    sys.argv = [what, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(what, run_name="__main__")
+    answers.append(json.loads(printed.getvalue().splitlines()[-1]))
+with open("answers.json", "w") as file:
+    json.dump(answers, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has the wheel installed, and nothing else."""
+    folder = tmp_path_factory.mktemp("library")
+    project = folder / "project"
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        project.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, project)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "lib", project / "lib", ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    alone = ["--no-deps", "--no-index"]
+    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", str(folder), str(project)]
+    subprocess.run([*pip, *wheel], check=True)
+    [built] = folder.glob("*.whl")
+    target = folder / "site"
+    subprocess.run([*pip, "install", *alone, "--target", str(target), str(built)], check=True)
+    return target
+
+
+def tasks_done(folder: Path, library: Path, server: ConnectServer, tasks: list[Any]) -> list[Any]:
+    """Let a driver do tasks; return where its library is, and what each job said."""
+    own = {"DATABRICKS_RUNTIME_VERSION": "18.0", "SPARK_REMOTE": server.url}
+    own |= {"PYTHONPATH": str(library), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=folder,
+        env=os.environ | own,
+        input=json.dumps(tasks),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers: list[Any] = json.loads((folder / "answers.json").read_text("utf-8"))
+    return answers
+
+
+def test_every_job_file_does_its_work_with_the_wheel_alone(
+    connect_server: ConnectServer, library: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "files"
+    shutil.copytree(ROOT / "jobs", workspace / "jobs")
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    models = {
+        "entities": tiny_model(tmp_path / "models/entities"),
+        "sentiment": tiny_model(tmp_path / "models/sentiment", head="sequence-classification"),
+    }
+    config = {
+        "source": {"key": ["id"], "changes": "snapshot"},
+        "tasks": {task: {"model": f"models:/{task}@champion"} for task in models},
+        "mlflow": {"tracking_uri": store},
+    }
+    (workspace / "score.yml").write_text(yaml.safe_dump(config))
+    labelled = f"delta.`{tmp_path}/labelled`"
+    recipe = {
+        "task": "sentiment",
+        "base": str(models["sentiment"]),
+        "output": "nowhere",
+        "labels": ["negative", "positive"],
+        "train": {f"{tmp_path}/labelled": 1.0},
+        "valid": {f"{tmp_path}/labelled": 1.0},
+        "epochs": 1,
+        "mlflow": {"tracking_uri": store},
+    }
+    (workspace / "finetune.yml").write_text(yaml.safe_dump(recipe))
+    source, target = f"delta.`{tmp_path}/source`", f"delta.`{tmp_path}/target`"
+    arguments = [
+        str(workspace / "score.yml"),
+        f"--set=source.table={tmp_path}/source",
+        f"--set=target.table={tmp_path}/target",
+        "--set=mlflow.experiment=jobs",
+    ]
+
+    def job(name: str, *given: str) -> list[str]:
+        return ["job", str(workspace / "jobs" / f"{name}.py"), *given]
+
+    def registered(task: str, model: str) -> list[str]:
+        stores = [f"--tracking-uri={store}", "--experiment=jobs"]
+        return job("register", f"--model={model}", f"--name={task}", "--alias=champion", *stores)
+
+    tasks = [
+        ["sql", f"CREATE TABLE {source} USING delta AS SELECT id, concat('Text ', id) AS text "
+                "FROM range(40)"],
+        ["sql", f"CREATE TABLE {labelled} USING delta AS SELECT concat('so late ', id) AS text, "
+                "CAST(id % 2 AS int) AS label FROM range(20)"],
+        *(registered(task, str(model)) for task, model in models.items()),
+        job("score", *arguments),
+        job("score", *arguments),
+        ["sql", f"INSERT INTO {source} VALUES (100, 'Anna'), (101, NULL)"],
+        ["sql", f"UPDATE {source} SET text = 'Now' WHERE id = 3"],
+        ["sql", f"DELETE FROM {source} WHERE id < 2"],
+        job("backfill", *arguments),
+        ["sql", f"UPDATE {target} SET sentiment = NULL, entities = NULL, error = "
+                "named_struct('code', 'worker_lost', 'detail', 'gone') WHERE id IN (4, 5)"],
+        job("retry", *arguments),
+        job("finetune", str(workspace / "finetune.yml"), f"--set=output={tmp_path}/tuned"),
+        registered("sentiment", f"{tmp_path}/tuned"),
+        job("rescore", "--stale", *arguments),
+        job("purge", "--retain-hours=0", *arguments[:3]),
+    ]  # fmt: skip
+    at, one, other, first, again, filled, retried, tuned, second, rescored, purged = tasks_done(
+        tmp_path, library, connect_server, tasks
+    )
+    assert Path(at).is_relative_to(library)
+    assert (one["version"], other["version"], second["version"]) == ("1", "1", "2")
+    assert (first["rows_in"], again["rows_in"]) == (40, 0)
+    assert (filled["rows_in"], filled["rows_failed"]) == (3, {"null_text": 1})
+    assert filled["rows_deleted"] == 2
+    assert retried["rows_scored"] == 2
+    assert tuned["output"] == f"{tmp_path}/tuned"
+    assert rescored["rows_in"] == 40
+    assert purged["target"] == f"{tmp_path}/target"
+
+
+MESSAGES = [
+    (1, "2026-05-01 10:00:00", "Maria lives in Lisbon"),
+    (2, "2026-05-01 11:00:00", "so late,\x01 again!"),
+    (3, "2026-05-02 09:00:00", None),
+    (4, "2026-05-02 10:00:00", "Lisbon is late"),
+    (None, "2026-05-02 11:00:00", "whose is this"),
+]
+
+
+def add_messages(spark: "SparkSession", rows: list[Any]) -> None:
+    frame = spark.createDataFrame(rows, "`the id` int, said string, text string")
+    writer = frame.coalesce(1).write.format("delta").mode("append")
+    writer.option("delta.columnMapping.mode", "name").saveAsTable("messages")
+
+
+@pytest.fixture
+def spec(tmp_path: Path, entity_model: Path, sentiment_model: Path) -> Path:
+    """The spec of a pipeline over the table `messages`."""
+    file = tmp_path / "spark-pipeline.yml"
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    settings = {
+        "lakescore.source": "messages",
+        "lakescore.key": "the id",
+        "lakescore.time": "said",
+        "lakescore.text": "text",
+        "lakescore.entities": str(entity_model),
+        "lakescore.sentiment": str(sentiment_model),
+    }
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "messages",
+                "storage": f"file://{tmp_path}/storage",
+                "libraries": [{"glob": {"include": "jobs/pipeline/scored_messages.py"}}],
+                "configuration": settings,
+            }
+        )
+    )
+    return file
+
+
+def run_pipeline(spec: Path, server: ConnectServer) -> None:
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    own = {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
+    own["PYTHONPATH"] = os.pathsep.join([str(ROOT / "lib"), str(ROOT)])
+    command = ["bin/spark-pipelines", "--remote", server.url, "run", "--spec", str(spec)]
+    done = subprocess.run(command, cwd=home, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def refreshed(connect: "SparkSession", table: str) -> list[Any]:
+    connect.catalog.refreshTable(table)  # its Parquet files were listed before the second run
+    return connect.table(table).collect()
+
+
+@pytest.mark.skipif(
+    find_spec("pyspark.pipelines") is None, reason="pyspark.pipelines came with Spark 4.1"
+)
+def test_a_declarative_pipeline_scores_each_row_once_and_what_follows_is_right(
+    connect: "SparkSession",
+    connect_server: ConnectServer,
+    spec: Path,
+    entity_model: Path,
+    sentiment_model: Path,
+) -> None:
+    add_messages(connect, MESSAGES)
+    run_pipeline(spec, connect_server)
+    models = {
+        "entities": {"model": str(entity_model)},
+        "sentiment": {"model": str(sentiment_model)},
+    }
+    rows = connect.createDataFrame(
+        [(row[0], (row[2] or "").replace("\x01", " ") or None) for row in MESSAGES[:4]],
+        "id int, text string",
+    )
+    config = lakescore.JobConfig.parse({"tasks": models})
+    expected_rows = sorted(lakescore.score(rows, config).collect())
+    found = connect.table("scored_messages")
+    assert sorted(found.drop("said_at").collect()) == expected_rows
+    before = {row.id: row for row in found.collect()}
+    assert {row.error.code for row in before.values() if row.error} == {"null_text"}
+
+    entities = connect.table("message_entities")
+    assert entities.columns == [
+        "id", "said_at", "entity_group", "word", "score", "start", "end",
+    ]  # fmt: skip
+    assert entities.count() == sum(len(row.entities or ()) for row in expected_rows) > 0
+    days = refreshed(connect, "daily_sentiment")
+    assert {str(row.day) for row in days} == {"2026-05-01", "2026-05-02"}
+    assert sum(row.messages for row in days) == 3
+
+    add_messages(connect, [(5, "2026-05-03 10:00:00", "Anna in Porto")])
+    run_pipeline(spec, connect_server)
+    again = refreshed(connect, "scored_messages")
+    assert sorted(row.id for row in again) == [1, 2, 3, 4, 5]
+    assert {row.id: row for row in again if row.id != 5} == before
+    assert sum(row.messages for row in refreshed(connect, "daily_sentiment")) == 4

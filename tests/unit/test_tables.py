@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lakescore.errors import BusyError, ConfigError, TableError
 from lakescore.locks import locked
 from lakescore.run import checkpoint_of
 from lakescore.tables.commits import note_of, retried, write_error
-from lakescore.tables.names import beside, identifier, is_path, place
+from lakescore.tables.names import beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
 from lakescore.tables.source import Source, read_error
 from lakescore.tables.stream import VersionsRead
@@ -34,6 +35,20 @@ from lakescore.tables.target import Writer, others, recorded
 )
 def test_every_part_of_a_name_is_quoted(table: str, sql: str) -> None:
     assert identifier(table) == sql
+
+
+@pytest.mark.parametrize(
+    ("value", "sql"),
+    [
+        (-7, "-7"),
+        (date(2026, 3, 4), "DATE'2026-03-04'"),
+        ("plain", "'plain'"),
+        ("it's; DROP TABLE y", r"'it\'s; DROP TABLE y'"),
+        ("back\\'slash", r"'back\\\'slash'"),
+    ],
+)
+def test_a_value_in_sql_ends_where_it_ends(value: object, sql: str) -> None:
+    assert literal(value) == sql
 
 
 def test_sql_is_given_a_path_that_is_absolute() -> None:
