@@ -41,7 +41,7 @@ LOCAL = ["delta-spark>=3.3,<4.4", *SPARK]
 
 DEV = [
     "build>=1.2",
-    "databricks-bundles>=0.270",
+    "databricks-bundles>=1.22",
     "hypothesis>=6.100",
     "install-jdk>=1.1",
     "jsonschema>=4.20",

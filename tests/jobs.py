@@ -22,3 +22,5 @@ SMALL_JOBS = {
     "spark.sql.shuffle.partitions": "1",
     "spark.databricks.delta.snapshotPartitions": "1",
 }
+# Faults strike where rows are divided, too.
+FAULT_JOBS = BRIEF_JVM | SMALL_JOBS | {"spark.sql.shuffle.partitions": "2"}

@@ -24,7 +24,7 @@ import sitecustomize  # noqa: E402, F401  # puts the stub in place of the models
 from lakescore.session import local_session  # noqa: E402
 from tests.faults import canary, cases  # noqa: E402
 from tests.faults.lab import Lab, Record  # noqa: E402
-from tests.jobs import BRIEF_JVM, SMALL_JOBS  # noqa: E402
+from tests.jobs import FAULT_JOBS  # noqa: E402
 from tests.tiny_models import tiny_model  # noqa: E402
 
 # One trial, by its number and how many outcomes it has; returns how many of them held.
@@ -61,7 +61,7 @@ def main() -> None:
         }
         record = Record(folder / "lab.record")
         os.environ["LAKESCORE_STUB_RECORD"] = str(record.folder)
-        settings = BRIEF_JVM | SMALL_JOBS | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+        settings = FAULT_JOBS | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
         with local_session(
             "faults", master="local[2,4]", settings=settings, log_file=folder / "lab.spark.log"
         ) as spark:

@@ -20,7 +20,7 @@ from lakescore import JobConfig, LakescoreError, failpoints, rescore_table, retr
 from lakescore.purge import purge_target
 from lakescore.session import local_session
 from lakescore.tables import commits
-from tests.jobs import BRIEF_JVM, SMALL_JOBS
+from tests.jobs import FAULT_JOBS
 
 RUNS = {"score": score_table, "retry": retry_table, "rescore": rescore_table}
 # Commits of one process are atomic with it, as those of an object store are.
@@ -29,9 +29,7 @@ LOG_STORE = {"spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore"}
 
 def main(master: str, log_file: str) -> None:
     """Start Spark, say so, and run what comes."""
-    settings = (
-        BRIEF_JVM | SMALL_JOBS | LOG_STORE | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
-    )
+    settings = FAULT_JOBS | LOG_STORE | {"spark.sql.warehouse.dir": f"{log_file}.warehouse"}
     with local_session(
         "faults", master=master, settings=settings, log_file=Path(log_file)
     ) as spark:
