@@ -43,9 +43,10 @@ def _library_for_workers() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests' snapshots out of the user's cache."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep snapshots and what a killed Spark leaves out of the user's folders."""
     os.environ["LAKESCORE_CACHE"] = str(tmp_path_factory.mktemp("snapshots"))
+    os.environ["SPARK_LOCAL_DIRS"] = str(tmp_path_factory.mktemp("local"))
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ def main() -> None:
         folder = Path(name)
         os.chdir(folder)  # MLflow keeps its artifacts beside where it is started
         os.environ["LAKESCORE_CACHE"] = str(folder / "cache")
+        os.environ["SPARK_LOCAL_DIRS"] = str(folder / "local")  # killed Sparks leave their files
         models = {
             "entities": str(tiny_model(folder / "entities")),
             "sentiment": str(tiny_model(folder / "sentiment", head="sequence-classification")),

@@ -197,7 +197,10 @@ class Lab:
     ) -> "Driver":
         """Return the nth driver process of its kind: one that is idle, or a new one."""
         kind = (master, stub, *sorted(env.items()), nth)
-        if kind not in self.drivers or not self.drivers[kind].is_alive:
+        known = self.drivers.get(kind)
+        if known is None or not known.is_alive:
+            if known is not None:
+                known.kill()  # what its process has left
             self.drivers[kind] = self._new_driver(master, stub, env)
         return self.drivers[kind]
 
@@ -205,6 +208,7 @@ class Lab:
         self.started += 1
         log = self.folder / f"driver-{self.started}.spark.log"
         record = Record(log.with_suffix(".record"))
+        local = log.with_suffix(".local")
         paths = [*([str(STUB)] if stub else []), str(ROOT / "lib"), str(ROOT)]
         with log.with_suffix(".stderr").open("ab") as stderr:
             process = subprocess.Popen(
@@ -212,6 +216,7 @@ class Lab:
                 env=os.environ
                 | {"PYTHONPATH": os.pathsep.join(paths)}
                 | {"LAKESCORE_STUB_RECORD": str(record.folder)}
+                | {"SPARK_LOCAL_DIRS": str(local)}
                 | env,
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
@@ -220,7 +225,7 @@ class Lab:
                 text=True,
                 start_new_session=True,  # its JVM dies with it
             )
-        driver = Driver(process, record, log)
+        driver = Driver(process, record, log, local)
         if driver.answer() != "ready":
             raise AssertionError(f"a driver did not start; see {log}")
         return driver
@@ -240,10 +245,13 @@ class Lab:
 class Driver:
     """A driver process that runs jobs, until it is killed."""
 
-    def __init__(self, process: "subprocess.Popen[str]", scored: Record, log: Path) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[str]", scored: Record, log: Path, local: Path
+    ) -> None:
         self.process = process
         self.scored = scored
         self.log = log
+        self.local = local  # where its Spark keeps files, which a killed one leaves behind
 
     @property
     def is_alive(self) -> bool:
@@ -290,12 +298,13 @@ class Driver:
         return said.get("error") == "died" and self.process.returncode == -signal.SIGKILL
 
     def kill(self) -> None:
-        """Kill it with its JVM, and wait until both are gone."""
+        """Kill it with its JVM, wait until both are gone, and remove what its Spark has left."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         self.process.wait()
+        shutil.rmtree(self.local, ignore_errors=True)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait until something is so, or the run that is at work has ended."""
