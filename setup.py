@@ -28,7 +28,8 @@ REQUIRES = [
     "safetensors>=0.4.3",
     "torch>=2.6",
     "tqdm>=4.64",
-    "transformers>=4.50,<6",
+    # 5.23 names its pipelines by strings, with which MLflow up to 3.17 cannot log a model.
+    "transformers>=4.50,<5.23",
 ]
 
 # Spark, Delta and an MLflow with a local store, for a machine that is not a Databricks cluster.

@@ -124,7 +124,7 @@ def bpe_tokenizer(*, vocab_size: int = 500, trim_offsets: bool = True) -> Tokeni
         ),
     )
     tokenizer.post_processor = post_processors.RobertaProcessing(
-        sep=("</s>", 2), cls=("<s>", 0), trim_offsets=trim_offsets, add_prefix_space=False
+        ("</s>", 2), ("<s>", 0), trim_offsets=trim_offsets, add_prefix_space=False
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,20 @@ class Request:
     tokens: Tokens
     windows: Windows
     top: bool
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Let transformers 5 load a model without a bar on the terminal."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -123,14 +138,15 @@ class Encoder:
         auto: Any = AutoModelForSequenceClassification
         if _is_token_model(config):
             auto = AutoModelForTokenClassification
-        model, info = auto.from_pretrained(
-            str(self._folder),
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **{dtype_argument: torch.float32},
-        )
+        with no_progress_bar():
+            model, info = auto.from_pretrained(
+                str(self._folder),
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **{dtype_argument: torch.float32},
+            )
         if missing := sorted(info["missing_keys"]):
             # transformers would fill them with random numbers, and only warn.
             raise ModelError(

@@ -333,6 +333,7 @@ def test_a_student_keeps_some_layers_and_the_tokenizer_of_its_teacher(
         teacher.output,
         tmp_path / "student",
         layers=[0, 2],
+        epochs=20,
         distillation={"teacher": str(teacher.output), "unlabelled": {"more": 1.0}},
     )
     tables = {"rows": SENTIMENT, "more": pd.DataFrame({"text": list(CORPUS)})}

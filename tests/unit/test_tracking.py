@@ -209,10 +209,11 @@ class TestModelsOfMlflow:
         from transformers import pipeline
 
         folder = tiny_model(tmp_path / "model")
+        called = {"artifact_path" if mlflow.__version__.startswith("2.") else "name": "ner"}
         with mlflow.start_run() as run:
             mlflow.transformers.log_model(
                 pipeline("token-classification", str(folder), device="cpu"),
-                name="ner",
+                **called,
                 input_example="Ada",
                 pip_requirements=["transformers"],
             )

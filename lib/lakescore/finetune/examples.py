@@ -117,7 +117,7 @@ def swap_mentions(
         tags += row.tags[at:start]
         mention: Sequence[str] = row.tokens[start:end]
         if rng.random() < share:
-            mention = pool[kind][rng.integers(len(pool[kind]))]
+            mention = pool[kind][int(rng.integers(len(pool[kind])))]
         tokens += mention
         tags += [f"B-{kind}"] + [f"I-{kind}"] * (len(mention) - 1)
         at = end

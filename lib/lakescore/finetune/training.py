@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lakescore.config import TaskName
 from lakescore.device import resolve_dtype
+from lakescore.encoder import no_progress_bar
 from lakescore.errors import ConfigError, ModelError
 from lakescore.finetune.examples import IGNORED, Example, batches, pad
 
@@ -77,15 +78,16 @@ def load_model(
     if task == "sentiment":
         auto = AutoModelForSequenceClassification
         config.problem_type = "single_label_classification"
-    model = auto.from_pretrained(
-        str(folder),
-        config=config,
-        use_safetensors=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # a head for other labels is made anew
-        # On a CPU the backward pass of the fused kernel takes a third of the time at 32 tokens.
-        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-    )
+    with no_progress_bar():
+        model = auto.from_pretrained(
+            str(folder),
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # a head for other labels is made anew
+            # On a CPU the backward pass of the fused kernel takes a third of the time at 32 tokens.
+            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        )
     return model.to(torch.float32)
 
 

@@ -43,18 +43,17 @@ class Sentiment:
         values = self._activate(scores.arrays[0])
         weights = np.maximum(windows.lengths, 1).astype(np.float64)
         total = np.bincount(windows.row, weights, minlength=len(texts))
-        means = np.stack(
+        sums = np.stack(
             [np.bincount(windows.row, weights * column, len(texts)) for column in values.T], axis=-1
         ).reshape(len(texts), len(self.labels))
-        means = (means / np.maximum(total, 1)[:, None]).astype(np.float32)
+        means: FloatArray = (sums / np.maximum(total, 1)[:, None]).astype(np.float32)
         names = pa.array(self.labels, pa.string())
         if self.is_multi_label:
             every = names.take(pa.array(np.tile(np.arange(len(self.labels)), len(texts))))
             items = _label_scores(every, means.reshape(-1))
             bounds = np.arange(len(texts) + 1, dtype=np.int32) * len(self.labels)
             return pa.ListArray.from_arrays(pa.array(bounds), items)
-        best = means.argmax(-1)
-        return _label_scores(names.take(pa.array(best)), means[np.arange(len(texts)), best])
+        return _label_scores(names.take(pa.array(means.argmax(-1))), means.max(-1))
 
     def _activate(self, logits: FloatArray) -> npt.NDArray[np.float64]:
         values = logits.astype(np.float64)

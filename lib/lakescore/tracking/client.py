@@ -1,6 +1,7 @@
 """The import of MLflow: quiet, and with its errors in lakescore's own words."""
 
 import logging
+import logging.config
 import os
 import re
 import warnings
@@ -81,13 +82,17 @@ def quiet() -> Iterator[None]:
     """Let MLflow speak of errors only; its exceptions say what went wrong."""
     loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
     levels = [each.level for each in loggers]
+    # The migrations of MLflow 2 set up the logging of the whole process anew, by this function.
+    file_config = logging.config.fileConfig
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for each in loggers:
                 each.setLevel(logging.ERROR)
+            logging.config.fileConfig = lambda *_, **__: None
             yield
         finally:
+            logging.config.fileConfig = file_config
             for each, level in zip(loggers, levels, strict=True):
                 each.setLevel(level)
 
