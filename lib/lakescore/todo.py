@@ -45,7 +45,7 @@ class Todo:
         from pyspark.sql import functions as F
 
         size = describe(self._spark, f"{self._folder}/{_ROWS}").bytes
-        count = min(math.ceil(size / max_bytes), self.rows.count())
+        count = min(math.ceil(size / max_bytes), int(self.rows.count()))  # as slots_of
         if count <= 1:
             yield self.rows
             return

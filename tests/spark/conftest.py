@@ -88,7 +88,10 @@ def connect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connect
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    delta = configure_spark_with_delta_pip(SparkSession.builder)._options
+    # Connect itself is among pyspark's jars since 4.0.
+    newer = int(pyspark.__version__.split(".")[0]) >= 4
+    jars = [] if newer else [f"org.apache.spark:spark-connect_2.12:{pyspark.__version__}"]
+    delta = configure_spark_with_delta_pip(SparkSession.builder, jars)._options
     settings = LAPTOP_SETTINGS | DELTA_SETTINGS | SMALL_JOBS | BRIEF_JVM | delta
     settings |= {
         "spark.connect.grpc.binding.port": str(port),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,9 @@ def test_ruff_finds_nothing(arguments: list[str]) -> None:
 
 
 def test_mypy_finds_nothing_in_the_library_and_the_jobs() -> None:
-    folders = [name for name in ("lib", "jobs") if any((ROOT / name).rglob("*.py"))]
-    done = run("-m", "mypy", *folders)
+    # Declarative pipelines are in pyspark since 4.1.
+    left_out = [] if find_spec("pyspark.pipelines") else ["--exclude", "jobs/pipeline/"]
+    done = run("-m", "mypy", "lib", "jobs", *left_out)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -104,7 +104,11 @@ def exists(spark: "SparkSession", table: str) -> bool:
 def condition(error: Exception) -> str:
     """Return the name that Spark or Delta gives an error, as TABLE_OR_VIEW_NOT_FOUND."""
     name = getattr(error, "getCondition", None) or getattr(error, "getErrorClass", None)
-    return (name() if name else None) or ""
+    if name and (told := name()):
+        return str(told)
+    # An error that came over Spark Connect 3.5 has its name only in what it says.
+    begins = re.match(r"\[([A-Z][A-Z0-9_.]*)\]", str(error))
+    return begins[1] if begins else ""
 
 
 def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame | None":

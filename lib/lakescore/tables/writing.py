@@ -64,7 +64,7 @@ def write(
                 if how == "append":
                     append(_if_absent(rows, table, key, ranges), table)
                 elif how == "overwrite":
-                    _save(rows.write.format("delta").mode("overwrite"), table)
+                    _overwrite(rows, table)
                 else:
                     _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
         except Exception as error:  # Spark's and Java's own
@@ -77,12 +77,19 @@ def write(
     committed(spark, table, once)
 
 
+def _overwrite(rows: "DataFrame", table: str) -> None:
+    """Put rows in the place of all that a table holds."""
+    from pyspark.sql import functions as F
+
+    if is_path(table):
+        rows.write.format("delta").mode("overwrite").save(table)
+    else:  # saveAsTable would make a Delta table anew, or refuse: Spark 3.5
+        rows.writeTo(identifier(table)).overwrite(F.lit(True))
+
+
 def append(rows: "DataFrame", table: str, **options: str) -> None:
     """Append rows to a table, which is made if it is not there."""
-    _save(rows.write.format("delta").mode("append").options(**options), table)
-
-
-def _save(writer: Any, table: str) -> None:
+    writer = rows.write.format("delta").mode("append").options(**options)
     if is_path(table):
         writer.save(table)
     else:
