@@ -15,6 +15,7 @@ A row that cannot be scored is never an exception: it is a value, `error.code`, 
 No message ever contains the text of a row.
 """
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,9 +82,14 @@ def without_words() -> Iterator[None]:
 
 
 def root_cause(error: Exception) -> str:
-    """Say in one line what was raised; of an error of Java's, its deepest cause."""
+    """Say in one line what was raised; of an error of Java's, its deepest cause.
+
+    What Spark says of a plan it says in full; of what it met in a row, which it may quote, by name.
+    """
     cause: Any = getattr(error, "java_exception", None)
     while cause is not None and cause.getCause() is not None:
         cause = cause.getCause()
     said = f"{type(error).__name__}: {error}" if cause is None else str(cause.toString())
-    return (said.strip().splitlines() or [""])[0][:500]
+    line = (said.strip().splitlines() or [""])[0][:500]
+    named = re.match(r"([\w.$]+): \[[A-Z0-9_.]+\]", line)
+    return named[0] if named and not named[1].endswith("AnalysisException") else line

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, reduce
@@ -111,13 +111,15 @@ class MicroBatches:
 
         `budget` is the share of rows that may fail. `before_first_write` is called once, when all
         that could refuse rows has been passed, and `guard` before each attempt to commit: it
-        raises where this run is not to write any more.
+        raises where this run is not to write any more. `rows_read` is how many rows of the source
+        a stream has read before, where that is known: the target's history keeps it.
         """
         self.job = job
         self.totals = Totals()
         self.before_first_write: Callable[[], None] | None = None
         self.guard: Callable[[], None] = lambda: None
         self.rows_expected: int | None = None
+        self.rows_read: int | None = None
         self._run = run
         self._now = now
         self._how = how
@@ -149,7 +151,7 @@ class MicroBatches:
             app: the application that numbers its micro-batches.
             number: the micro-batch's, from 0 on.
             text: the column to score.
-            expected: counts the rows of the whole run, or None where that cannot be known.
+            expected: counts the rows from this micro-batch on, or None where that cannot be known.
 
         Raises:
             BudgetError: more rows failed than the job allows; nothing was written.
@@ -170,8 +172,8 @@ class MicroBatches:
                 names.remove(spark, folder)
             self._stage(rows, folder, text)
         reached("batch_staged")
-        if self.rows_expected is None:
-            self.rows_expected = expected()
+        if self.rows_expected is None and (ahead := expected()) is not None:
+            self.rows_expected = self.totals.rows + ahead
         try:
             with stage.kept(spark, folder):
                 self._write(names.load(spark, folder), transaction)
@@ -244,7 +246,13 @@ class MicroBatches:
             self.before_first_write()
             self.before_first_write = None
         note = {"run_id": self._run.id, **vars(counts)}
-        ends = {name: _ends(groups, name) for name in ranged}
+        if self.rows_read is not None:
+            self.rows_read += counts.rows
+            note["rows_read"] = self.rows_read
+        ends = {
+            name: [row[f"{kind} {name}"] for row in groups for kind in ("least", "greatest")]
+            for name in ranged
+        }
         writing.write(
             staged,
             job.target,
@@ -252,7 +260,7 @@ class MicroBatches:
             commits.Commit(app=transaction.app, number=transaction.number, note=note),
             source=job.source.table,
             key=job.key,
-            ranges={name: pair for name, pair in ends.items() if None not in pair},
+            ranges=writing.ranges(ends, job.schema),
             results=job.results,
             dropped=job.dropped,
             guard=self.guard,
@@ -260,7 +268,7 @@ class MicroBatches:
         self._pending = counts
         reached("batch_committed")
 
-    def _count(self, staged: "DataFrame", ranged: list[str]) -> list["Row"]:
+    def _count(self, staged: "DataFrame", ranged: "Mapping[str, Column]") -> list["Row"]:
         """Return, for each kind of change, the sums of its rows and the ends of its keys."""
         from pyspark.sql import functions as F
 
@@ -268,8 +276,8 @@ class MicroBatches:
             lambda a, b: a | b, (F.col(quoted(name)).isNull() for name in self.job.key)
         )
         ends = [
-            function(quoted(name)).alias(f"{kind} {name}")
-            for name in ranged
+            function(value).alias(f"{kind} {name}")
+            for name, value in ranged.items()
             for kind, function in (("least", F.min), ("greatest", F.max))
         ]
         null = F.count_if(is_null).alias("null keys")
@@ -333,10 +341,3 @@ def _summed(groups: list["Row"]) -> dict[str, float]:
             if isinstance(value, float) and not name.startswith(("least ", "greatest ")):
                 sums[name] = sums.get(name, 0.0) + value
     return sums
-
-
-def _ends(groups: list["Row"], name: str) -> tuple[Any, Any]:
-    """Return the least and greatest value of a key column; None where there is none."""
-    least = [row[f"least {name}"] for row in groups if row[f"least {name}"] is not None]
-    greatest = [row[f"greatest {name}"] for row in groups if row[f"greatest {name}"] is not None]
-    return min(least, default=None), max(greatest, default=None)

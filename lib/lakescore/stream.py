@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lakescore.errors import TableError
 from lakescore.failpoints import reached
 from lakescore.microbatch import Job
 from lakescore.run import Recorder
-from lakescore.tables import changes, commits, load, position, quoted, stream, target, writing
+from lakescore.tables import changes, commits, load, position, stream, target, writing
 from lakescore.tables.changes import CHANGE
 
 if TYPE_CHECKING:
@@ -39,10 +40,18 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         max_files=config.max_files,
     )
 
+    def query_id() -> str:
+        if (found := position.query_id(spark, at.folder)) is None:
+            raise TableError(
+                f"{at.folder}: its file `metadata`, which is Spark's own, cannot be read; let "
+                "target.checkpoint be a folder that this Spark can read and write"
+            )
+        return found
+
     def register() -> None:
         found = replace(
             job.writer,
-            query=position.query_id(spark, at.folder),
+            query=query_id(),
             version=None if at.starting_version is None else at.starting_version - 1,
         )
         recorder.batches.guard = target.guard(spark, job.target, job.source, found)
@@ -57,12 +66,17 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         def expected() -> int | None:
             if is_feed and (number > 0 or at.starting_version is not None):
                 return None
-            return stream.rows_expected(spark, table, at.folder, number, at.starting_version)
+            known = stream.rows_expected(spark, table, at.last, at.starting_version)
+            if known is None:
+                return None
+            read, ahead = known
+            recorder.batches.rows_read = None if is_feed else read
+            return ahead
 
         try:
             recorder.batches.commit(
                 _followed(spark, rows, number, at, job) if is_feed else _added(rows, job),
-                commits.app_of(str(position.query_id(spark, at.folder))),
+                commits.app_of(query_id()),
                 number,
                 text=config.text,
                 expected=expected,
@@ -105,7 +119,7 @@ def _followed(
     from pyspark.sql import functions as F
 
     begin, end = (stream.offset_of(spark, at.folder, each) for each in (number - 1, number))
-    assert end is not None  # Spark writes it down before it begins
+    assert end is not None  # it has a number
     ends_of = [each for each in (begin, end) if each is not None and not each.is_first]
     parts = {each.part for each in ends_of if each.part is not None}
     rows = changes.net_changes(feed, job.key, partly=parts)
@@ -113,7 +127,7 @@ def _followed(
     found = rows.agg(
         F.count_if(F.col(CHANGE) == changes.UNSURE),
         F.count_if(F.col(CHANGE).isin(changes.UNSURE, changes.UPDATE)),
-        *(each(quoted(name)) for name in ranged for each in (F.min, F.max)),
+        *(each(value) for value in ranged.values() for each in (F.min, F.max)),
     ).head()
     assert found is not None  # an aggregate without groups has one row
     unsure, updates, *ends = found
@@ -125,8 +139,8 @@ def _followed(
     if not updates:
         return rows
     there = load(spark, job.target)
-    for name, least, greatest in zip(ranged, ends[::2], ends[1::2], strict=True):
-        there = there.where(F.col(quoted(name)).between(least, greatest))
+    known = {name: pair for name, *pair in zip(ranged, ends[::2], ends[1::2], strict=True)}
+    there = writing.within(there, writing.ranges(known, job.schema))
     return changes.differences(
         rows,
         there,

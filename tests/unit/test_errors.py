@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from lakescore.errors import ModelError, WorkerError, without_words
+from lakescore.errors import ModelError, WorkerError, root_cause, without_words
 
 
 def test_an_error_that_quotes_a_text_is_said_by_its_kind_and_place() -> None:
@@ -21,3 +21,19 @@ def test_an_error_of_lakescores_own_is_left_as_it_is() -> None:
     with pytest.raises(ModelError) as raised, without_words():
         raise error
     assert raised.value is error
+
+
+class NumberFormatException(Exception):
+    """As pyspark has it."""
+
+
+class AnalysisException(Exception):
+    """As pyspark has it."""
+
+
+def test_of_what_spark_met_in_a_row_the_name_is_said_and_of_a_plan_all() -> None:
+    met = NumberFormatException("[CAST_INVALID_INPUT] The value 'Maria' cannot be cast")
+    assert root_cause(met) == "NumberFormatException: [CAST_INVALID_INPUT]"
+    plan = AnalysisException("[UNRESOLVED_COLUMN] There is no column x\nProject")
+    assert root_cause(plan) == "AnalysisException: [UNRESOLVED_COLUMN] There is no column x"
+    assert root_cause(OSError("disk gone")) == "OSError: disk gone"

@@ -3,6 +3,7 @@
 Each has it in the column `CHANGE`.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -174,7 +175,8 @@ def is_scored_by(versions: Mapping[str, str], model: str = "model") -> "Column":
 
 
 def _comparable(column: "Column", df: "DataFrame", name: str) -> "Column":
-    """Return a column that `=` takes: Spark compares no maps."""
+    """Return a column that `=` takes: Spark compares no maps and no variants."""
     from pyspark.sql import functions as F
 
-    return F.to_json(column) if "map<" in df.schema[name].dataType.simpleString() else column
+    kind = df.schema[name].dataType.simpleString()
+    return F.to_json(column) if re.search(r"\bmap<|\bvariant\b", kind) else column

@@ -15,7 +15,7 @@ from lakescore.tables.names import history, identifier, literal, quoted
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_CONF = "spark.databricks.delta."
+_DELTA = "spark.databricks.delta."
 # Two writers that meet: the slower one reads again and tries again, after a pause that grows.
 _ATTEMPTS = 40
 _LONGEST_PAUSE = 8.0
@@ -47,9 +47,9 @@ class Commit:
         """What a session says of it, for Delta."""
         note = {"app": self.app, "number": self.number, **self.note}
         return {
-            "write.txnAppId": self.app,
-            "write.txnVersion": str(self.number),
-            "commitInfo.userMetadata": json.dumps(note),
+            _DELTA + "write.txnAppId": self.app,
+            _DELTA + "write.txnVersion": str(self.number),
+            _DELTA + "commitInfo.userMetadata": json.dumps(note),
         }
 
 
@@ -81,25 +81,25 @@ def note_of(metadata: str | None) -> dict[str, Any]:
 
 @contextmanager
 def session(spark: "SparkSession", settings: Mapping[str, str]) -> Iterator[None]:
-    """Give Delta some settings for a commit: a MERGE takes its transaction from here only."""
-    before = {name: spark.conf.get(_CONF + name, None) for name in settings}
+    """Give Spark some settings for a while: a MERGE takes its transaction from here only."""
+    before = {name: spark.conf.get(name, None) for name in settings}
     try:
         for name, value in settings.items():
-            spark.conf.set(_CONF + name, value)
+            spark.conf.set(name, value)
         yield
     finally:
         for name, old in before.items():
             if old is None:
-                spark.conf.unset(_CONF + name)
+                spark.conf.unset(name)
             else:
-                spark.conf.set(_CONF + name, old)
+                spark.conf.set(name, old)
 
 
 def set_property(
     spark: "SparkSession", table: str, name: str, value: str, note: Mapping[str, object]
 ) -> None:
     """Set a table's property, which is a commit of its own; `note` is what history says of it."""
-    with session(spark, {"commitInfo.userMetadata": json.dumps(note)}):
+    with session(spark, {_DELTA + "commitInfo.userMetadata": json.dumps(note)}):
         spark.sql(
             f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = {literal(value)})"
         )

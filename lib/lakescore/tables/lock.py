@@ -43,8 +43,8 @@ def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[None]:
             lock.enter_context(locked(folder, wait=wait))
         except BlockingIOError:
             raise BusyError(
-                f"{place}: another run of this job is at work, and has the rows; if it is of "
-                "another job, give each its own target.checkpoint"
+                f"{place}: another run of this job is at work; what comes after it began, the "
+                "next run scores; if it is of another job, give each its own target.checkpoint"
             ) from None
         except OSError as error:
             raise TableError(

@@ -142,6 +142,18 @@ def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame 
         ) from error
 
 
+def lines(spark: "SparkSession", path: str) -> list[str] | None:
+    """Read a file of text, or a folder's; None where there is none."""
+    from pyspark.errors import AnalysisException
+
+    # Spark takes a path for a pattern; a folder may have brackets in its name.
+    exact = re.sub(r"[][{}*?\\]", r"\\\g<0>", path)
+    try:
+        return [row[0] for row in spark.read.text(exact).collect()]
+    except AnalysisException:
+        return None
+
+
 def literal(value: Any) -> str:
     """Return a value for SQL: of text, a number or a date."""
     if isinstance(value, date):

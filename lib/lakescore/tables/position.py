@@ -1,12 +1,13 @@
 """Where a stream over a source goes on, by what the target and the checkpoint remember."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lakescore.errors import TableError
+from lakescore.tables.names import lines
 from lakescore.tables.source import RECOVER, Source
-from lakescore.tables.target import Writer, trace
+from lakescore.tables.target import Trace, Writer, trace
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -14,10 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The checkpoint folder of a stream, and the version that it begins with if it is new."""
+    """Where a stream is.
+
+    Attributes:
+        folder: its checkpoint.
+        starting_version: the version that it begins with if it is new.
+        last: what it committed last.
+    """
 
     folder: str
     starting_version: int | None
+    last: Trace = field(default_factory=Trace)
 
 
 def check_writer(writer: Writer, job: Writer, target: str) -> None:
@@ -74,36 +82,21 @@ def find(
     seen = trace(spark, target, query, source)
     is_restored = seen.is_restored
     if known is None:  # the record of a stream that has committed was undone with its rows
-        is_restored = seen.number is not None or _is_there(spark, f"{folder}/commits")
+        is_restored = seen.number is not None or bool(lines(spark, f"{folder}/commits"))
     if is_restored:
         raise TableError(
             f"{target}: was restored to a version that lacks rows which {checkpoint} says were "
             f"written; {RECOVER}"
         )
-    if seen.number is not None and not _is_there(spark, f"{folder}/offsets/{seen.number}"):
+    if seen.number is not None and not lines(spark, f"{folder}/offsets/{seen.number}"):
         raise TableError(
             f"{checkpoint}: is older than {target}, which has rows that were read since; restore "
             f"its latest state, or {RECOVER}"
         )
-    return Position(folder, start)
+    return Position(folder, start, seen)
 
 
 def query_id(spark: "SparkSession", folder: str) -> str | None:
     """Return the id that Spark gave the query of a checkpoint folder; None where there is none."""
-    from pyspark.errors import AnalysisException
-
-    try:
-        row = spark.read.text(f"{folder}/metadata").first()
-    except AnalysisException:  # there is no such file
-        return None
-    return None if row is None else str(json.loads(row[0])["id"])
-
-
-def _is_there(spark: "SparkSession", path: str) -> bool:
-    """Tell whether there is a file that is not empty, or a folder with one."""
-    from pyspark.errors import AnalysisException
-
-    try:
-        return bool(spark.read.text(path).head(1))
-    except AnalysisException:  # there is none
-        return False
+    found = lines(spark, f"{folder}/metadata")
+    return str(json.loads(found[0])["id"]) if found else None

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lakescore.tables.names import identifier, is_path, load
+from lakescore.tables.names import identifier, is_path, lines, load
+from lakescore.tables.target import Trace
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -64,25 +65,25 @@ def offset_of(spark: "SparkSession", stream: str, number: int) -> Offset | None:
     """Return where micro-batch `number` of a stream's folder ends; None before the first."""
     if number < 0:
         return None
-    lines = spark.read.text(f"{stream}/offsets/{number}").collect()
-    return Offset.of(json.loads(lines[-1][0]))
+    found = lines(spark, f"{stream}/offsets/{number}")
+    assert found  # Spark writes it down before it begins
+    return Offset.of(json.loads(found[-1]))
 
 
 def rows_expected(
-    spark: "SparkSession", source: str, stream: str, number: int, starting_version: int | None
-) -> int | None:
-    """Count what an append stream has before it, from its micro-batch `number` on; None if unknown.
+    spark: "SparkSession", source: str, last: Trace, starting_version: int | None
+) -> tuple[int, int] | None:
+    """Count what an append stream has read, and what it has before it; None if that is unknown.
 
-    Delta counts rows without reading them. After a crash inside a commit it may be more than
-    there is: rows of that commit which were read before count again.
+    `last` is what it committed last. Delta counts rows without reading them.
     """
-    done, whole = 0, -1 if starting_version is None else starting_version - 1
     try:
-        if (offset := offset_of(spark, stream, number - 1)) is not None:
-            whole = -1 if offset.is_first else offset.whole
-        if whole >= 0:
-            done = load(spark, source, version=whole).count()
-        return max(load(spark, source).count() - done, 0)
+        read = last.rows_read
+        if last.number is None:
+            read = 0
+            if starting_version is not None:
+                read = load(spark, source, version=starting_version - 1).count()
+        return None if read is None else (read, max(load(spark, source).count() - read, 0))
     except Exception:  # of any kind, as where a file of that version is gone: it stops no run
         return None
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
-from lakescore.tables.commits import app_of, committed, note_of, set_property, write_error
+from lakescore.tables.commits import app_of, committed, note_of, session, set_property, write_error
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
+    condition,
     describe,
     exists,
     history,
@@ -192,7 +193,16 @@ def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> N
     refused = [
         F.count_if(~F.coalesce(F.expr(expression), F.lit(False))) for expression in checks.values()
     ]
-    found = rows.withColumns(missing).agg(*refused).head()
+    try:
+        # Where ANSI mode has an error, which would quote the row, there is a null without it.
+        with session(spark, {"spark.sql.ansi.enabled": "false"}):
+            found = rows.withColumns(missing).agg(*refused).head()
+    except Exception as error:  # Spark's and Java's own
+        names = ", ".join(checks)
+        raise RefusedRowsError(
+            f"{table}: a constraint of it has no value for a row ({condition(error) or 'error'}); "
+            f"drop or change it (of {names}), or take such rows out of the source"
+        ) from None
     assert found is not None  # an aggregate without groups has one row
     for name, count in zip(checks, found, strict=True):
         if count:
@@ -273,10 +283,12 @@ class Trace:
         number: the micro-batch that it committed last; None where it has committed none.
         is_restored: whether the target was restored to an older version since then, or since the
             stream was recorded.
+        rows_read: how many rows of the source it had read by then, if that was known.
     """
 
     number: int | None = None
     is_restored: bool = False
+    rows_read: int | None = None
 
 
 def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
@@ -288,7 +300,7 @@ def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trac
         for row in sorted(rows, key=lambda row: row.version, reverse=True):
             note = note_of(row.userMetadata)
             if note.get("app") == app_of(query):
-                return Trace(note["number"], is_restored)
+                return Trace(note["number"], is_restored, note.get("rows_read"))
             if note.get("source") == source.id:
                 return Trace(None, is_restored)
             is_restored |= row.operation == "RESTORE"

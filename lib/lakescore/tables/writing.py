@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import StructType
 
+_DOUBLE = "DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE"
+_EPOCH = date(1970, 1, 1).toordinal()
 _RANGED = ("bigint", "int", "smallint", "tinyint", "string", "date")
 
 
@@ -27,7 +30,7 @@ def write(
     *,
     source: str,
     key: Sequence[str],
-    ranges: Mapping[str, tuple[Any, Any]],
+    ranges: Mapping[str, tuple[str, str]],
     results: Sequence[str],
     dropped: Sequence[str],
     guard: Callable[[], None],
@@ -44,8 +47,8 @@ def write(
         commit: its transaction, which Delta leaves out where it was done already.
         source: the table that the rows are of.
         key: the target's key.
-        ranges: the least and the greatest value of key columns in `staged`: other files of the
-            target are not read.
+        ranges: the least and the greatest value of key columns in `staged`, as SQL: other files of
+            the target are not read.
         results: the columns that scoring makes.
         dropped: the target's columns of tasks that the job has not: null where it scores.
         guard: is called before each attempt; it raises where this run is not to write.
@@ -68,6 +71,12 @@ def write(
                 else:
                     _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
         except Exception as error:  # Spark's and Java's own
+            if _DOUBLE in str(error):  # the source's keys were checked
+                double = staged.groupBy(*map(quoted, key)).count().where("count > 1").count()
+                raise RefusedRowsError(
+                    f"{table}: has {double:,} keys ({', '.join(key)}) more than once, which no run "
+                    "writes; delete all rows but one of each and run again"
+                ) from None
             if PRESENT in str(error) and (present := _count_present(staged, table, key, ranges)):
                 raise RefusedRowsError(
                     f"{source}: {present} that {table} has already; {UNIQUE}"
@@ -97,20 +106,16 @@ def append(rows: "DataFrame", table: str, **options: str) -> None:
 
 
 def _present(
-    rows: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[Any, Any]]
+    rows: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[str, str]]
 ) -> "DataFrame":
     """Return the keys of the target that rows have, too."""
-    from pyspark.sql import functions as F
-
-    there = load(rows.sparkSession, table)
-    for name, ends in ranges.items():
-        there = there.where(F.col(quoted(name)).between(*ends))
+    there = within(load(rows.sparkSession, table), ranges)
     keys = [quoted(name) for name in key]
     return there.select(*keys).join(rows.select(*keys), [*key], "left_semi")
 
 
 def _if_absent(
-    rows: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[Any, Any]]
+    rows: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[str, str]]
 ) -> "DataFrame":
     """Return rows of which none is read where the target has a key of theirs: an error is."""
     from pyspark.sql import functions as F
@@ -122,7 +127,7 @@ def _if_absent(
 
 
 def _count_present(
-    staged: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[Any, Any]]
+    staged: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[str, str]]
 ) -> str | None:
     """Say how many new rows have a key of the target; None where none has."""
     from pyspark.sql import functions as F
@@ -147,7 +152,7 @@ def _merge(
     table: str,
     *,
     key: Sequence[str],
-    ranges: Mapping[str, tuple[Any, Any]],
+    ranges: Mapping[str, tuple[str, str]],
     results: Sequence[str],
     dropped: Sequence[str],
 ) -> None:
@@ -164,10 +169,7 @@ def _merge(
     columns = [name for name in staged.columns if name != CHANGE]
     carried = [name for name in columns if name not in (*key, *results, HASH)]
     is_same = [f"t.{quoted(name)} = s.{quoted(name)}" for name in key]
-    is_same += [
-        f"t.{quoted(name)} BETWEEN {literal(least)} AND {literal(greatest)}"
-        for name, (least, greatest) in ranges.items()
-    ]
+    is_same += _between(ranges, "t.")
     is_current = f"t.{HASH} <=> s.{HASH}"
     without = dict.fromkeys(dropped, "NULL")
     refused = {HASH: f"CAST(raise_error({literal(PRESENT)}) AS bigint)"}
@@ -192,7 +194,52 @@ def _merge(
         spark.catalog.dropTempView(view)
 
 
-def ranged(schema: "StructType", key: Sequence[str], text: str) -> list[str]:
-    """Return the key columns of which a MERGE names the range: Delta's log has theirs."""
+def ranged(schema: "StructType", key: Sequence[str], text: str) -> "dict[str, Column]":
+    """Return the key columns whose range a MERGE names, as what has a least and a greatest value.
+
+    Delta's log has theirs. A date is a number of days: Python has none before the year 1 or after
+    9999.
+    """
+    from pyspark.sql import functions as F
+
     kinds = {each.name: each.dataType.simpleString() for each in schema}
-    return [name for name in key if kinds[name] in _RANGED and name != text]
+    return {
+        name: F.unix_date(quoted(name)) if kinds[name] == "date" else F.col(quoted(name))
+        for name in key
+        if kinds[name] in _RANGED and name != text
+    }
+
+
+def ranges(ends: Mapping[str, Sequence[Any]], schema: "StructType") -> dict[str, tuple[str, str]]:
+    """Return the ranges of key columns as SQL, from least and greatest values of what is `ranged`.
+
+    A column is left out where its ends cannot be said: where there are none, or where a text is not
+    UTF-8, which Python has in another order than Spark.
+    """
+    found = {}
+    for name, values in ends.items():
+        known = [value for value in values if value is not None]
+        if schema[name].dataType.simpleString() == "date":
+            try:
+                known = [date.fromordinal(_EPOCH + days) for days in known]
+            except (OverflowError, ValueError):
+                continue
+        if known and not any("\ufffd" in str(value) for value in known):
+            found[name] = (literal(min(known)), literal(max(known)))
+    return found
+
+
+def within(rows: "DataFrame", ranges: Mapping[str, tuple[str, str]]) -> "DataFrame":
+    """Return the rows whose keys are in some ranges."""
+    from pyspark.sql import functions as F
+
+    for condition in _between(ranges):
+        rows = rows.where(F.expr(condition))
+    return rows
+
+
+def _between(ranges: Mapping[str, tuple[str, str]], side: str = "") -> list[str]:
+    return [
+        f"{side}{quoted(name)} BETWEEN {least} AND {greatest}"
+        for name, (least, greatest) in ranges.items()
+    ]
