@@ -38,11 +38,22 @@ from pyspark.sql import functions as F
 
 import lakescore
 from lakescore.distribute import slots_of
+from lakescore.encoder import TOKEN_BUDGET
 from lakescore.tables import load, quoted
 
 slots = slots_of(spark)
 per_gpu = spark.conf.get("spark.task.resource.gpu.amount", None)
-print(f"{slots} tasks at once; spark.task.resource.gpu.amount is {per_gpu}")
+
+
+@F.udf("string")
+def device_of(_):
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+device = spark.range(1).select(device_of("id")).first()[0]
+print(f"{slots} tasks at once, on {device}; spark.task.resource.gpu.amount is {per_gpu}")
 
 texts = (
     load(spark, dbutils.widgets.get("table"))
@@ -81,7 +92,7 @@ def measured(partitions, **encoding):
     return len(texts) / median(seconds[1:])
 
 
-USUAL = 65536 if per_gpu else 1024  # what token_budget is where nothing is said
+USUAL = TOKEN_BUDGET[device]  # where nothing is said
 BUDGETS = {"default": None, "half": USUAL // 2, "double": USUAL * 2}
 found = []
 for dtype in listed("dtypes"):

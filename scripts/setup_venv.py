@@ -23,7 +23,7 @@ def key_of(root: Path, runtime: str) -> str:
     digest = hashlib.sha256(str(root).encode())
     for name in (f"conf/runtimes/{runtime}.txt", "setup.py"):
         digest.update((root / name).read_bytes())
-    return digest.hexdigest()
+    return f"{runtime} {digest.hexdigest()}"
 
 
 def runs(python: Path) -> bool:
@@ -40,7 +40,10 @@ def install(folder: Path, runtime: str) -> None:
     python, key_file = folder / "bin/python", folder / KEY_FILE
     key = key_of(ROOT, runtime)
     finished = runs(python) and key_file.is_file()
-    if finished and key_file.read_text("utf-8") == key:
+    if finished and (known := key_file.read_text("utf-8")) != key:
+        # Of another runtime's packages none may stay: of some of them this one has none.
+        finished = known.split()[0] == runtime
+    elif finished:
         return
 
     if finished:

@@ -1,7 +1,13 @@
 """What the tests of jobs share: the rows of their source, the time, the type of what runs them."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from lakescore import RunSummary
 
@@ -24,3 +30,55 @@ SMALL_JOBS = {
 }
 # Faults strike where rows are divided, too.
 FAULT_JOBS = BRIEF_JVM | SMALL_JOBS | {"spark.sql.shuffle.partitions": "2"}
+
+
+# Does tasks in a Spark that is there, as on Databricks: SQL, and files of jobs/.
+DRIVER = """
+import contextlib, io, json, os, runpy, sys
+from pathlib import Path
+import lakescore
+from lakescore.session import local_session
+from pyspark.sql import SparkSession
+
+def do(spark):
+    yield lakescore.__file__
+    for kind, what, *arguments in json.load(sys.stdin):
+        if kind == "sql":
+            spark.sql(what)
+            continue
+        sys.argv = [what, *arguments]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            runpy.run_path(what, run_name="__main__")
+        yield json.loads(printed.getvalue().splitlines()[-1])
+
+if "SPARK_REMOTE" in os.environ:
+    answers = list(do(SparkSession.builder.getOrCreate()))
+else:
+    settings = json.loads(os.environ["SETTINGS"])
+    with local_session(settings=settings, log_file=Path("spark.log").absolute()) as spark:
+        answers = list(do(spark))
+with open("answers.json", "w") as file:
+    json.dump(answers, file)
+"""
+
+
+def tasks_done(
+    folder: Path, library: Path, tasks: list[Any], *, server: str | None = None
+) -> list[Any]:
+    """Let a driver that has the wheel alone do tasks; return where that is, and what each said.
+
+    Its Spark is that of a Connect server, or one of its own, as in dedicated access mode.
+    """
+    own = {"DATABRICKS_RUNTIME_VERSION": "18.0", "PYTHONPATH": str(library), "PYTHONSAFEPATH": "1"}
+    own |= {"SPARK_REMOTE": server} if server else {"SETTINGS": json.dumps(SMALL_JOBS | BRIEF_JVM)}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=folder,
+        env=os.environ | own,
+        input=json.dumps(tasks),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers: list[Any] = json.loads((folder / "answers.json").read_text("utf-8"))
+    return answers

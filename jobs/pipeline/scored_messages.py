@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import lakescore
-from lakescore.tables import quoted
+from lakescore.tables import identifier, quoted
 
 spark = SparkSession.active()
 
@@ -46,7 +46,7 @@ source, key, text, time = map(setting, ("source", "key", "text", "time"))
 @dp.temporary_view(comment="Texts that have a key, without control characters")
 def cleaned_messages() -> DataFrame:
     """Return the source's rows as id, said_at and text."""
-    rows = spark.readStream.table(source)
+    rows = spark.readStream.table(identifier(source))
     return rows.where(F.col(quoted(key)).isNotNull()).select(
         F.col(quoted(key)).alias("id"),
         F.col(quoted(time)).cast("timestamp").alias("said_at"),

@@ -67,7 +67,7 @@ class Strict(BaseModel):
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: holds no keys; see conf/ for examples")
         for override in overrides:
-            _apply(values, override)
+            _apply(values, override, cls)
         return cls.parse(values, origin=str(path))
 
     @classmethod
@@ -268,14 +268,17 @@ def output_errors(file: Path) -> Iterator[None]:
         raise ConfigError(f"{file}: {reason}; name a file that can be written") from error
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, model: type[Strict]) -> None:
     name, equals, text = override.partition("=")
     if not equals or not all(name.split(".")):
         raise ConfigError(f"--set {override!r}: not of the form key=value; as in target.table=out")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--set {name}: {text!r} is not a YAML value; quote it") from error
+    value: object = text
+    # A name is taken as it is: in YAML a backtick is no beginning and " #" is an end.
+    if text in ("", "null") or text[0] in "'\"" or not _is_text(model, name.split(".")):
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {name}: {text!r} is not a YAML value; quote it") from error
     *parents, last = name.split(".")
     for depth, parent in enumerate(parents):
         below = values.setdefault(parent, {})
@@ -310,6 +313,17 @@ def _explain(problem: Any, model: type[Strict]) -> str:
         known = list(_group(model, where).model_fields)
         return f"{key!r} is {problem['input']!r}, not a group of keys; known: {', '.join(known)}"
     return f"{key!r} is {problem['input']!r}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _is_text(model: type[Strict], where: Sequence[str]) -> bool:
+    """Tell whether the setting that a key path leads to is a text and nothing else."""
+    try:
+        annotation: Any = _group(model, where[:-1]).model_fields[where[-1]].annotation
+    except (AttributeError, KeyError):  # there is no such setting
+        return False
+    parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    kinds = {part for part in parts or (annotation,) if part is not type(None)}
+    return {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds} == {str}
 
 
 def _group(model: type[Strict], where: Sequence[str]) -> type[Strict]:

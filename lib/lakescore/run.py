@@ -17,7 +17,7 @@ from lakescore.frame import carried_columns, score_with
 from lakescore.microbatch import Job, MicroBatches
 from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
-from lakescore.tables import HASH, bill, load, names, source, stream, target
+from lakescore.tables import HASH, bill, commits, load, names, source, stream, target
 from lakescore.tables.lock import alone
 from lakescore.todo import folder_of
 
@@ -114,9 +114,11 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         BusyError: another run of this job is at work.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
+        SetupError: the session cannot number commits, as on serverless compute.
         TableError: the source is missing, or does not fit the target.
     """
     at, to = job_tables(config)
+    commits.check_settings(spark)
     rows = load(spark, at)
     if not makes_target:
         load(spark, to)

@@ -32,7 +32,8 @@ def entities(
 
     It is called on a column in `df.select`, and in SQL after `spark.udf.register(name, udf)`.
     Its result is `array<struct<entity_group, word, score, start, end>>`, null for a text that
-    cannot be scored; `score` says why, in its column `error`.
+    cannot be scored; `score` says why, in its column `error`. Before Spark 4.1 a string that is not
+    UTF-8 is an error of Spark's own: cast such a column to binary.
 
     Args:
         model: a folder, `org/name@revision`, `models:/name@alias` or `runs:/id/path`.
@@ -126,9 +127,10 @@ def _udf(plan: Plan, name: str, kind: pa.DataType, values: Callable[[Results], p
     Both are given Arrow batches; the Arrow one also survives strings that are not UTF-8, which
     Spark cannot turn into pandas.
     """
-    from pyspark.sql import functions
+    import pyspark.sql.functions
     from pyspark.sql.pandas.types import from_arrow_type
 
+    functions: Any = pyspark.sql.functions  # whose names and types differ between versions
     returned = from_arrow_type(kind)
 
     def score_arrays(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
@@ -159,4 +161,4 @@ def _udf(plan: Plan, name: str, kind: pa.DataType, values: Callable[[Results], p
 
     function = score_frames if pa.types.is_struct(kind) else score_series
     function.__name__ = name
-    return functions.pandas_udf(function, returned)  # type: ignore[attr-defined]  # it is there
+    return functions.pandas_udf(function, returned)

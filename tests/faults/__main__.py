@@ -23,7 +23,7 @@ import sitecustomize  # noqa: E402, F401  # puts the stub in place of the models
 
 from lakescore.session import local_session  # noqa: E402
 from tests.faults import canary, cases  # noqa: E402
-from tests.faults.lab import Lab, Record  # noqa: E402
+from tests.faults.lab import LOCAL, Lab, Record  # noqa: E402
 from tests.jobs import FAULT_JOBS  # noqa: E402
 from tests.tiny_models import tiny_model  # noqa: E402
 
@@ -55,7 +55,9 @@ def main() -> None:
         folder = Path(name)
         os.chdir(folder)  # MLflow keeps its artifacts beside where it is started
         os.environ["LAKESCORE_CACHE"] = str(folder / "cache")
-        os.environ["SPARK_LOCAL_DIRS"] = str(folder / "local")  # killed Sparks leave their files
+        os.environ["SPARK_LOCAL_DIRS"] = str(
+            (folder / "lab").with_suffix(LOCAL)
+        )  # killed Sparks leave their files
         models = {
             "entities": str(tiny_model(folder / "entities")),
             "sentiment": str(tiny_model(folder / "sentiment", head="sequence-classification")),

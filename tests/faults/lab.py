@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub")
 ROWS_PER_FILE = 30
+LOCAL = ".local"  # how the folder of a Spark's own files ends
 WAIT_SECONDS = 300
 ANSWER_SECONDS = 1_800
 
@@ -208,7 +209,7 @@ class Lab:
         self.started += 1
         log = self.folder / f"driver-{self.started}.spark.log"
         record = Record(log.with_suffix(".record"))
-        local = log.with_suffix(".local")
+        local = log.with_suffix(LOCAL)
         paths = [*([str(STUB)] if stub else []), str(ROOT / "lib"), str(ROOT)]
         with log.with_suffix(".stderr").open("ab") as stderr:
             process = subprocess.Popen(

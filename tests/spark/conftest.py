@@ -77,8 +77,33 @@ class ConnectServer:
 
 
 @pytest.fixture(scope="session")
-def connect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConnectServer]:
-    """A process of its own, as a cluster in standard access mode is to its users."""
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has the wheel installed, and nothing else."""
+    folder = tmp_path_factory.mktemp("library")
+    project = folder / "project"
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        project.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, project)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "lib", project / "lib", ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    alone = ["--no-deps", "--no-index"]
+    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", str(folder), str(project)]
+    subprocess.run([*pip, *wheel], check=True)
+    [built] = folder.glob("*.whl")
+    target = folder / "site"
+    subprocess.run([*pip, "install", *alone, "--target", str(target), str(built)], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def connect_server(
+    tmp_path_factory: pytest.TempPathFactory, library: Path
+) -> Iterator[ConnectServer]:
+    """A process of its own, as a cluster in standard access mode is to its users.
+
+    Of lakescore it has the wheel alone.
+    """
     pytest.importorskip("grpc", reason="Spark Connect needs grpcio, which pyspark[connect] brings")
     import pyspark
     from delta import configure_spark_with_delta_pip
@@ -108,8 +133,7 @@ def connect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connect
         "org.apache.spark.sql.connect.service.SparkConnectServer",
         "spark-internal",
     ]
-    paths = [str(ROOT / "lib"), str(ROOT)]
-    own = {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(library)}
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -130,6 +154,11 @@ def _listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+# pyspark closes a session once more when it is collected, and that may be in the middle of a call
+# of another, whose lock it then waits for: so none is collected.
+_STOPPED: list[Any] = []
+
+
 @pytest.fixture
 def connect(
     connect_server: ConnectServer, monkeypatch: pytest.MonkeyPatch
@@ -141,3 +170,4 @@ def connect(
     session: Any = SparkSession.builder.remote(connect_server.url).create()
     yield session
     session.stop()
+    _STOPPED.append(session)

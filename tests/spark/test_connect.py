@@ -4,7 +4,6 @@ So do the files in jobs/, which Databricks starts with the wheel alone in a Spar
 the declarative pipeline. What Connect has not is an error of one line.
 """
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ import yaml
 import lakescore
 from lakescore import JobConfig, SetupError
 from tests.conftest import ROOT
-from tests.jobs import NOW, ROWS
+from tests.jobs import NOW, ROWS, tasks_done
 from tests.spark.conftest import ConnectServer
 from tests.tiny_models import tiny_model
 
@@ -146,64 +145,6 @@ def test_a_stream_is_refused_in_one_line(
     )
 
 
-# Databricks runs the tasks of a job one after the other in one driver, whose `spark` is there.
-DRIVER = """
-import contextlib, io, json, runpy, sys
-import lakescore
-from pyspark.sql import SparkSession
-
-spark = SparkSession.builder.getOrCreate()
-answers = [lakescore.__file__]
-for kind, what, *arguments in json.load(sys.stdin):
-    if kind == "sql":
-        spark.sql(what)
-        continue
-    sys.argv = [what, *arguments]
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        runpy.run_path(what, run_name="__main__")
-    answers.append(json.loads(printed.getvalue().splitlines()[-1]))
-with open("answers.json", "w") as file:
-    json.dump(answers, file)
-"""
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that has the wheel installed, and nothing else."""
-    folder = tmp_path_factory.mktemp("library")
-    project = folder / "project"
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        project.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, project)
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "lib", project / "lib", ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    alone = ["--no-deps", "--no-index"]
-    wheel = ["wheel", *alone, "--no-build-isolation", "--wheel-dir", str(folder), str(project)]
-    subprocess.run([*pip, *wheel], check=True)
-    [built] = folder.glob("*.whl")
-    target = folder / "site"
-    subprocess.run([*pip, "install", *alone, "--target", str(target), str(built)], check=True)
-    return target
-
-
-def tasks_done(folder: Path, library: Path, server: ConnectServer, tasks: list[Any]) -> list[Any]:
-    """Let a driver do tasks; return where its library is, and what each job said."""
-    own = {"DATABRICKS_RUNTIME_VERSION": "18.0", "SPARK_REMOTE": server.url}
-    own |= {"PYTHONPATH": str(library), "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        cwd=folder,
-        env=os.environ | own,
-        input=json.dumps(tasks),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers: list[Any] = json.loads((folder / "answers.json").read_text("utf-8"))
-    return answers
-
-
 def test_every_job_file_does_its_work_with_the_wheel_alone(
     connect_server: ConnectServer, library: Path, tmp_path: Path
 ) -> None:
@@ -268,7 +209,7 @@ def test_every_job_file_does_its_work_with_the_wheel_alone(
         job("purge", "--retain-hours=0", *arguments[:3]),
     ]  # fmt: skip
     at, one, other, first, again, filled, retried, tuned, second, rescored, purged = tasks_done(
-        tmp_path, library, connect_server, tasks
+        tmp_path, library, tasks, server=connect_server.url
     )
     assert Path(at).is_relative_to(library)
     assert (one["version"], other["version"], second["version"]) == ("1", "1", "2")
@@ -322,12 +263,12 @@ def spec(tmp_path: Path, entity_model: Path, sentiment_model: Path) -> Path:
     return file
 
 
-def run_pipeline(spec: Path, server: ConnectServer) -> None:
+def run_pipeline(spec: Path, server: ConnectServer, library: Path) -> None:
     import pyspark
 
     home = Path(pyspark.__file__).parent
     own = {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
-    own["PYTHONPATH"] = os.pathsep.join([str(ROOT / "lib"), str(ROOT)])
+    own["PYTHONPATH"] = str(library)
     command = ["bin/spark-pipelines", "--remote", server.url, "run", "--spec", str(spec)]
     done = subprocess.run(command, cwd=home, env=os.environ | own, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -344,12 +285,13 @@ def refreshed(connect: "SparkSession", table: str) -> list[Any]:
 def test_a_declarative_pipeline_scores_each_row_once_and_what_follows_is_right(
     connect: "SparkSession",
     connect_server: ConnectServer,
+    library: Path,
     spec: Path,
     entity_model: Path,
     sentiment_model: Path,
 ) -> None:
     add_messages(connect, MESSAGES)
-    run_pipeline(spec, connect_server)
+    run_pipeline(spec, connect_server, library)
     models = {
         "entities": {"model": str(entity_model)},
         "sentiment": {"model": str(sentiment_model)},
@@ -369,13 +311,23 @@ def test_a_declarative_pipeline_scores_each_row_once_and_what_follows_is_right(
     assert entities.columns == [
         "id", "said_at", "entity_group", "word", "score", "start", "end",
     ]  # fmt: skip
-    assert entities.count() == sum(len(row.entities or ()) for row in expected_rows) > 0
+    each = [(row.id, *one) for row in expected_rows for one in row.entities or ()]
+    assert sorted(entities.drop("said_at").collect()) == sorted(each) != []
     days = refreshed(connect, "daily_sentiment")
-    assert {str(row.day) for row in days} == {"2026-05-01", "2026-05-02"}
-    assert sum(row.messages for row in days) == 3
+    scored = [row for row in before.values() if row.error is None]
+    groups: dict[tuple[Any, str], list[float]] = {}
+    for row in scored:
+        groups.setdefault((row.said_at.date(), row.sentiment.label), []).append(row.sentiment.score)
+    assert {(row.day, row.label): row.messages for row in days} == {
+        group: len(scores) for group, scores in groups.items()
+    }
+    for row in days:
+        scores = groups[row.day, row.label]
+        assert row.mean_score == pytest.approx(sum(scores) / len(scores))
+    assert sorted({str(row.day) for row in days}) == ["2026-05-01", "2026-05-02"]
 
     add_messages(connect, [(5, "2026-05-03 10:00:00", "Anna in Porto")])
-    run_pipeline(spec, connect_server)
+    run_pipeline(spec, connect_server, library)
     again = refreshed(connect, "scored_messages")
     assert sorted(row.id for row in again) == [1, 2, 3, 4, 5]
     assert {row.id: row for row in again if row.id != 5} == before

@@ -118,9 +118,8 @@ def test_each_commit_carries_its_transaction(settings: dict[str, Any], run: Run)
 def test_a_table_in_the_catalog_is_named_by_its_name(
     spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
 ) -> None:
-    spark.read.format("delta").load(settings["source"]["table"]).write.format("delta").mode(
-        "overwrite"
-    ).saveAsTable("messages")
+    rows = spark.read.format("delta").load(settings["source"]["table"])
+    rows.write.format("delta").saveAsTable("messages")
     checkpoint = str(tmp_path / "checkpoint")
     named = settings | {
         "source": {"table": "messages", "key": "id"},

@@ -59,8 +59,8 @@ def test_a_key_that_python_has_no_value_for_is_followed(
 def test_a_variant_is_carried_and_compared(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    if int(spark.version.split(".")[0]) < 4:
-        pytest.skip("variants came with Spark 4")
+    if spark.version < "4.1":
+        pytest.skip("Delta 4.0 cannot read a variant beside a deletion vector, Spark 3.5 has none")
     value = "parse_json('{\"a\": ' || id || '}') AS v"
     source = make(spark, settings, "range(3)", "id", "'Anna' AS text", value)
     settings = changed(settings, source={"table": source, "changes": "cdf"})

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.spark
 def texts(spark: "SparkSession") -> "DataFrame":
     rows = [(1, "Maria 👍 lives in Lisbon"), (2, None), (3, "  "), (4, "so late!")]
     frame = spark.createDataFrame(rows, "id int, text string")
+    if not hasattr(functions, "arrow_udf"):
+        return frame  # a string that is not UTF-8 cannot be turned into pandas
     # Spark does not check a cast from binary: this is a string that is not UTF-8.
     return frame.union(spark.sql("select 5, cast(unhex('ff41') as string)"))
 
@@ -29,10 +31,9 @@ def test_udfs_are_columns_in_a_select(
     named = texts.select("id", entities("text"), sentiment("text"))
     assert named.columns == ["id", "entities(text)", "sentiment(text)"]
     rows = named.toDF("id", "e", "s").collect()
-    assert {row.id: row.e is not None for row in rows} == {
-        1: True, 2: False, 3: False, 4: True, 5: False,
-    }  # fmt: skip
-    assert {row.s.label for row in rows if row.s} <= {"negative", "positive"}
+    assert {row.id for row in rows if row.e is not None} == {1, 4}
+    # A failed text's struct is one of nulls before Spark 4.1.
+    assert {row.s.label for row in rows if row.s and row.s.label} <= {"negative", "positive"}
     assert rows[0].e[0].asDict().keys() == {"entity_group", "word", "score", "start", "end"}
 
 
@@ -90,11 +91,14 @@ def test_before_spark_4_1_they_are_pandas_udfs_of_the_same_results(
         ).collect()
 
     expected = collected()
-    monkeypatch.delattr(functions, "arrow_udf")
+    monkeypatch.delattr(functions, "arrow_udf", raising=False)
     found = collected()
     assert [row.e for row in found] == [row.e for row in expected]
     # A failed text's struct is one of nulls there.
-    assert [row.s if row.s.label else None for row in found] == [row.s for row in expected]
+    of_found, of_expected = (
+        [row.s if row.s and row.s.label else None for row in rows] for rows in (found, expected)
+    )
+    assert of_found == of_expected
     assert [row["all"] for row in found] == [row["all"] for row in expected]
 
 

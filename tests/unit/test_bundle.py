@@ -208,6 +208,11 @@ def test_what_the_targets_promise() -> None:
     for target in (staging, prod):
         assert target["workspace"]["root_path"]
         assert target["run_as"] == {"service_principal_name": "${var.service_principal}"}
+    kept = [each for kind in prod["resources"].values() for each in kind.values()]
+    assert {kind: prod["resources"][kind].keys() for kind in prod["resources"]} == {
+        kind: MERGED[kind].keys() for kind in ("schemas", "volumes", "registered_models")
+    }
+    assert all(each["lifecycle"]["prevent_destroy"] for each in kept)
     permitted = [*JOBS.values(), *MERGED["pipelines"].values(), *MERGED["dashboards"].values()]
     assert all(each["permissions"] for each in permitted)
     assert all(job["max_concurrent_runs"] == 1 and job["queue"]["enabled"] for job in JOBS.values())

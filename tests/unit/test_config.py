@@ -119,7 +119,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
             "--set report.path: 'report' is the value 'r.html', not a group of keys; "
             "set the whole of it",
         ),
-        ("report=[", "--set report: '[' is not a YAML value; quote it"),
+        ("limits=[", "--set limits: '[' is not a YAML value; quote it"),
     ],
 )
 def test_an_override_that_fits_nothing_is_named(
@@ -129,6 +129,13 @@ def test_an_override_that_fits_nothing_is_named(
     with pytest.raises(ConfigError) as raised:
         JobConfig.load(path, [override])
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("name", ["`main`.`x`.`y.z`", "main.s.t # c", "main.s.a: b", "[a]", "1"])
+def test_a_name_that_overrides_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, "tasks: {entities: {model: m}}\n")
+    job = JobConfig.load(path, [f"source.table={name}", f"target.table='{name}'", "source.key=a"])
+    assert (job.source.table, job.target.table, job.source.key) == (name, name, ("a",))
 
 
 def test_settings_never_change() -> None:

@@ -4,15 +4,16 @@ import os
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lakescore import JobConfig
-from lakescore.errors import BusyError, ConfigError, TableError
+from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
 from lakescore.run import checkpoint_of
-from lakescore.tables.commits import note_of, retried, write_error
+from lakescore.tables.commits import check_settings, note_of, retried, write_error
 from lakescore.tables.names import beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
 from lakescore.tables.source import Source, read_error
@@ -139,6 +140,19 @@ def test_the_same_transaction_twice_at_once_is_another_run() -> None:
         retried("t", writer_that_fails(["DELTA_CONCURRENT_TRANSACTION"]))
     with pytest.raises(RuntimeError, match="something else"):
         retried("t", writer_that_fails(["something else"]))
+
+
+class ServerlessConf:
+    """A stand-in for the settings of serverless compute, which takes a few of them only."""
+
+    def get(self, name: str, default: Any) -> Any:
+        raise RuntimeError(f"[CONFIG_NOT_AVAILABLE] Configuration {name} is not available.")
+
+
+def test_a_session_that_cannot_number_commits_is_refused_in_one_line() -> None:
+    spark: Any = SimpleNamespace(conf=ServerlessConf())
+    with pytest.raises(SetupError, match="takes no setting spark"):
+        check_settings(spark)
 
 
 @pytest.mark.parametrize(

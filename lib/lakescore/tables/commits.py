@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
+from lakescore.errors import BusyError, RefusedRowsError, SetupError, TableError, root_cause
 from lakescore.tables.lock import alone
 from lakescore.tables.names import history, identifier, literal, quoted
 
@@ -93,6 +93,25 @@ def session(spark: "SparkSession", settings: Mapping[str, str]) -> Iterator[None
                 spark.conf.unset(name)
             else:
                 spark.conf.set(name, old)
+
+
+def check_settings(spark: "SparkSession") -> None:
+    """Check that a session takes the settings by which commits are numbered.
+
+    Raises:
+        SetupError: it does not.
+    """
+    try:
+        with session(spark, Commit(app="lakescore", number=0).settings):
+            pass
+    except Exception as error:  # Connect's own
+        if "CONFIG_NOT_AVAILABLE" not in str(error):
+            raise
+        raise SetupError(
+            f"this Spark takes no setting {_DELTA}write.txnAppId, as serverless compute, and so "
+            "cannot tell a commit that was made from one that was not; run the job on a cluster in "
+            "standard or dedicated access mode"
+        ) from error
 
 
 def set_property(

@@ -107,6 +107,11 @@ class VersionsRead:
 
 
 def _offset(value: Any) -> Offset | None:
-    """Return Delta's offset: Spark 4 hands it over as the text of a dict, Spark 3.5 as a dict."""
-    found = ast.literal_eval(value) if isinstance(value, str) else value
+    """Return Delta's offset: Spark 3.5 hands over a dict, 4.0 JSON, 4.1 the text of a dict."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = ast.literal_eval(value)
     return Offset.of(found) if isinstance(found, dict) else None
