@@ -40,11 +40,11 @@ def install(folder: Path, runtime: str) -> None:
     python, key_file = folder / "bin/python", folder / KEY_FILE
     key = key_of(ROOT, runtime)
     finished = runs(python) and key_file.is_file()
-    if finished and (known := key_file.read_text("utf-8")) != key:
-        # Of another runtime's packages none may stay: of some of them this one has none.
-        finished = known.split()[0] == runtime
-    elif finished:
+    known = key_file.read_text("utf-8") if finished else ""
+    if known == key:
         return
+    # Of another runtime's packages none may stay: of some of them this one has none.
+    finished = known.startswith(f"{runtime} ")
 
     if finished:
         say(f"Bringing {folder.name} up to date with setup.py and conf/runtimes/{runtime}.txt.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ IntArray = npt.NDArray[np.int64]
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 65_536}
 MAX_ROWS = 4096
 UNLIMITED = 1_000_000
+_IMPORTING = Lock()
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,16 @@ class Request:
     top: bool
 
 
+def import_transformers() -> Any:
+    """Import transformers, one thread at a time: it replaces itself in the middle of its import.
+
+    Jobs that are threads of one driver begin at once; all but one would get what it was before.
+    """
+    with _IMPORTING:
+        import transformers
+    return transformers
+
+
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
     """Let transformers 5 load a model without a bar on the terminal."""
@@ -72,9 +84,8 @@ def no_progress_bar() -> Iterator[None]:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load a snapshot's fast tokenizer, configured just as transformers' pipelines have it."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
+    auto = import_transformers().AutoTokenizer
+    tokenizer = auto.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
     limit = tokenizer.model_max_length  # null in some files: then the model's own counts
     return Tokenizer(
         tokenizer.backend_tokenizer,
@@ -124,20 +135,15 @@ class Encoder:
 
     def _load(self, dtype: str) -> Any:
         import torch
-        from transformers import (
-            AutoConfig,
-            AutoModelForSequenceClassification,
-            AutoModelForTokenClassification,
-            __version__,
-        )
 
+        transformers = import_transformers()
         # Its name and its default ("auto" since 5.0) differ between versions.
-        version = tuple(int(part) for part in __version__.split(".")[:2])
+        version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         dtype_argument = "dtype" if version >= (4, 56) else "torch_dtype"
-        config = AutoConfig.from_pretrained(str(self._folder), trust_remote_code=False)
-        auto: Any = AutoModelForSequenceClassification
+        config = transformers.AutoConfig.from_pretrained(str(self._folder), trust_remote_code=False)
+        auto = transformers.AutoModelForSequenceClassification
         if _is_token_model(config):
-            auto = AutoModelForTokenClassification
+            auto = transformers.AutoModelForTokenClassification
         with no_progress_bar():
             model, info = auto.from_pretrained(
                 str(self._folder),

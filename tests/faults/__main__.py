@@ -55,9 +55,7 @@ def main() -> None:
         folder = Path(name)
         os.chdir(folder)  # MLflow keeps its artifacts beside where it is started
         os.environ["LAKESCORE_CACHE"] = str(folder / "cache")
-        os.environ["SPARK_LOCAL_DIRS"] = str(
-            (folder / "lab").with_suffix(LOCAL)
-        )  # killed Sparks leave their files
+        os.environ["SPARK_LOCAL_DIRS"] = str(folder / f"lab{LOCAL}")
         models = {
             "entities": str(tiny_model(folder / "entities")),
             "sentiment": str(tiny_model(folder / "sentiment", head="sequence-classification")),

@@ -199,10 +199,11 @@ class Lab:
         """Return the nth driver process of its kind: one that is idle, or a new one."""
         kind = (master, stub, *sorted(env.items()), nth)
         known = self.drivers.get(kind)
-        if known is None or not known.is_alive:
-            if known is not None:
-                known.kill()  # what its process has left
-            self.drivers[kind] = self._new_driver(master, stub, env)
+        if known is not None and known.is_alive:
+            return known
+        if known is not None:
+            known.kill()  # what its process has left
+        self.drivers[kind] = self._new_driver(master, stub, env)
         return self.drivers[kind]
 
     def _new_driver(self, master: str, stub: bool, env: Mapping[str, str]) -> "Driver":

@@ -87,8 +87,6 @@ def load(spark: "SparkSession", table: str, *, version: int | None = None) -> "D
         TableError: there is no such table, or it is not Delta.
     """
     found = _find(spark, table, version)
-    if found is None:  # Delta 3.3 may not see it while another thread makes it
-        found = _find(spark, table, version)
     if found is None:
         remedy = f"name the table as the catalog does, or its path with a slash (./{table})"
         if is_path(table):
