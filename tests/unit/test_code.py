@@ -170,6 +170,25 @@ def test_heavy_packages_are_imported_only_where_they_belong() -> None:
     assert misplaced == []
 
 
+def test_threads_that_need_transformers_at_once_all_get_it() -> None:
+    # With transformers before 4.57 an import of their own fails in some of them.
+    script = (
+        "import sys; sys.path.insert(0, 'lib')\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from threading import Barrier\n"
+        "from lakescore.encoder import import_transformers\n"
+        "together = Barrier(4)\n"
+        "def tokenizers():\n"
+        "    together.wait()\n"
+        "    return import_transformers().AutoTokenizer\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    found = [pool.submit(tokenizers) for _ in range(4)]\n"
+        "assert len({each.result() for each in found}) == 1\n"
+    )
+    done = run("-c", script)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_lakescore_loads_nothing_heavy() -> None:
     done = run("-X", "importtime", "-c", "import sys; sys.path.insert(0, 'lib'); import lakescore")
     assert done.returncode == 0, done.stderr
