@@ -1,6 +1,7 @@
 """What several tests share: one Spark for all of them, and models of a few kilobytes."""
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
     if not HAS_DELTA:
         from pyspark.sql import SparkSession
 
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = SparkSession.builder.master("local[2,4]")
         plain: Any = builder.config(map=LAPTOP_SETTINGS | settings)
         session = plain.getOrCreate()

@@ -100,6 +100,7 @@ with local_session(master=master, settings=gpus, log_file=Path(folder) / "spark.
 """
 
 
+@pytest.mark.delta  # local_session has it
 def test_each_task_of_an_executor_has_its_own_gpu_and_the_model_is_unpacked_once(
     entity_model: Path, tmp_path: Path
 ) -> None:
