@@ -6,20 +6,20 @@ Results go to stdout, the last line as JSON; all else goes to stderr.
 import json
 import logging
 import os
-import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
 from lakescore import __version__
 from lakescore.config import Aggregation, JobConfig, MlflowConfig, TaskName
-from lakescore.errors import BusyError, LakescoreError, root_cause
+from lakescore.errors import BusyError, LakescoreError, in_a_line, was_interrupted
 from lakescore.progress import show_progress
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def session() -> Iterator["SparkSession"]:
     from lakescore.session import local_session
 
     with local_session() as spark:
+        # In place of pyspark's, which calls Java in the middle of another call.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         yield spark
 
 
@@ -314,31 +316,23 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:
-        click.echo("stopped", err=True)
-        sys.exit(130)
-    except LakescoreError as error:
+        _stop()
+    except Exception as error:
         if debug:
             raise
-        click.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(BUSY if isinstance(error, BusyError) else 1)
-    except Exception as error:  # Spark's and MLflow's own, whose tracebacks are pages long
-        if debug:
-            raise
-        click.echo(f"{_said(error)}\n--debug shows all of it", err=True)
+        if was_interrupted(error):
+            _stop()
+        if isinstance(error, LakescoreError):
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            sys.exit(BUSY if isinstance(error, BusyError) else 1)
+        # Spark's and MLflow's own, whose tracebacks are pages long.
+        click.echo(f"{in_a_line(error)}\n--debug shows all of it", err=True)
         sys.exit(1)
 
 
-def _said(error: Exception) -> str:
-    """Return what to say of an error that is not lakescore's own, in a line."""
-    # A worker's error is a line somewhere in what Spark says of it. Of lakescore's own the message
-    # is safe to show; of any other, the kind: its message may quote a row's text.
-    if ours := re.search(r"lakescore\.errors\.(\w+: .+)", str(error)):
-        return ours[1]
-    _, is_python, traceback = str(error).partition("Traceback (most recent call last)")
-    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception))\b", traceback, re.MULTILINE)
-    if is_python and raised:
-        return f"{type(error).__name__}: a Python worker raised {raised[-1]}"
-    return root_cause(error)
+def _stop() -> NoReturn:
+    click.echo("stopped", err=True)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

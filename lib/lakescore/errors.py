@@ -93,3 +93,26 @@ def root_cause(error: Exception) -> str:
     line = (said.strip().splitlines() or [""])[0][:500]
     named = re.match(r"([\w.$]+): \[[A-Z0-9_.]+\]", line)
     return named[0] if named and not named[1].endswith("AnalysisException") else line
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Tell what was raised because of Ctrl-C: Java may have been in the middle of a call."""
+    before: BaseException | None = error
+    while before is not None:
+        if isinstance(before, KeyboardInterrupt):
+            return True
+        before = before.__context__
+    return False
+
+
+def in_a_line(error: Exception) -> str:
+    """Return what to say of an error that is not lakescore's own, in a line."""
+    # A worker's error is a line somewhere in what Spark says of it. Of lakescore's own the message
+    # is safe to show; of any other, the kind: its message may quote a row's text.
+    if ours := re.search(r"lakescore\.errors\.(\w+: .+)", str(error)):
+        return ours[1]
+    _, is_python, traceback = str(error).partition("Traceback (most recent call last)")
+    raised = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception))\b", traceback, re.MULTILINE)
+    if is_python and raised:
+        return f"{type(error).__name__}: a Python worker raised {raised[-1]}"
+    return root_cause(error)

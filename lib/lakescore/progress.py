@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import tqdm
 
@@ -48,6 +48,7 @@ def line_progress(clock: Callable[[], float]) -> Progress:
             of = f" of {total:,}"
             left = f", {(total - done) / rate:,.0f} s left" if rate and not is_end else ""
         text = f"scored {done:,}{of} rows, {rate:,.0f} rows/s{left}"
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever has read it may be gone: the job goes on
+            print(text, file=sys.stderr, flush=True)
 
     return say

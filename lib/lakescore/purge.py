@@ -1,5 +1,6 @@
 """Forgetting: what was deleted from a target leaves its files, too."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
 from lakescore.run import STREAM_STAGES, checkpoint_of, folder_in, job_tables
-from lakescore.tables import describe, identifier, is_folder, remove
+from lakescore.tables import describe, folders_in, identifier, is_folder, remove
 from lakescore.tables.commits import committed
 from lakescore.tables.lock import alone
 from lakescore.todo import FOLDER
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
 
 _CHECK = "spark.databricks.delta.retentionDurationCheck.enabled"
 
@@ -35,6 +38,8 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
 
     A version of the target that is older than `retain_hours` cannot be read any more. Readers and
     writers that are at work longer than that lose files under their hands: with 0, none may be.
+    What a run that did not end has put aside for a former target of this name goes, too; in a
+    checkpoint that the configuration names, which other targets may share, it is named in the log.
 
     Raises:
         BusyError: a run of this job is at work.
@@ -44,13 +49,25 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
     _, target = job_tables(config)
     checkpoint = checkpoint_of(config)
     folder = folder_in(checkpoint, describe(spark, target))
+    is_shared = config.target.checkpoint is not None
     if is_folder(spark, f"{folder}/{STREAM_STAGES}"):
         raise TableError(
             f"{folder}: holds rows that a run has scored and not committed, since it did not "
             "end; run `lakescore score` to its end, then purge again"
         )
     with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
-        remove(spark, f"{folder}/{FOLDER}")  # a run before that did not end begins it anew
+        for other in folders_in(spark, checkpoint):
+            for left in (f"{other}/{STREAM_STAGES}", f"{other}/{FOLDER}"):
+                if not is_folder(spark, left):
+                    continue
+                if other == folder or not is_shared:  # whose run begins it anew
+                    remove(spark, left)
+                else:
+                    logger.warning(
+                        "%s: holds rows of a run that is at work or did not end, for another "
+                        "target; if that one is gone, remove this folder",
+                        left,
+                    )
         before = describe(spark, target).files
         for statement in (
             f"REORG TABLE {identifier(target)} APPLY (PURGE)",

@@ -8,7 +8,7 @@ from lakescore.job import explained
 from lakescore.microbatch import Job
 from lakescore.progress import Progress
 from lakescore.run import RunSummary, opened, recorded, summary_of
-from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, target
+from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, source, target
 from lakescore.text import ErrorCode
 from lakescore.todo import score_steps
 
@@ -72,6 +72,9 @@ def _with_text(spark: "SparkSession", rows: "DataFrame", config: JobConfig) -> "
     """Return keys, texts and hashes: from the target, or from the source where it has no text.
 
     A text that has changed in the source since is left for `score`.
+
+    Raises:
+        RefusedRowsError: the source has a key more than once.
     """
     from pyspark.sql import functions as F
 
@@ -82,4 +85,6 @@ def _with_text(spark: "SparkSession", rows: "DataFrame", config: JobConfig) -> "
     assert config.source.table is not None  # open_job has seen to it
     texts = load(spark, config.source.table).select(*map(quoted, [*key, text]))
     kept = rows.select(*map(quoted, [*key, HASH]))
-    return texts.withColumn(HASH, hashed).join(kept, [*key, HASH], "left_semi")
+    found = texts.withColumn(HASH, hashed).join(kept, [*key, HASH], "left_semi")
+    source.check_keys(found, config.source.table, key)
+    return found

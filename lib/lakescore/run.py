@@ -123,6 +123,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
     if not makes_target:
         load(spark, to)
     found = source.find(spark, at, needs_feed=config.source.changes == "cdf")
+    if names.exists(spark, to) and names.describe(spark, to).id == found.id:
+        raise ConfigError(f"'target.table' is {to}, the source; name another table")
     checkpoint = checkpoint_of(config)
     with alone(spark, f"{checkpoint}/lock", wait=False):
         tracking.configure(
@@ -143,6 +145,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             evolve=config.target.evolve,
             constraints=_constraints(plan),
         )
+        bill.prepare(spark, to)
         reached("target_ready")
         there = load(spark, to).columns
         at_target = names.describe(spark, to)

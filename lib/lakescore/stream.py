@@ -9,6 +9,7 @@ from lakescore.microbatch import Job
 from lakescore.run import Recorder
 from lakescore.tables import changes, commits, load, position, stream, target, writing
 from lakescore.tables.changes import CHANGE
+from lakescore.tables.names import lines
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -61,6 +62,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     recorder.batches.before_first_write = register
     failures: list[BaseException] = []
+    committed: list[int] = []
 
     def score_batch(rows: "DataFrame", number: int) -> None:
         def expected() -> int | None:
@@ -81,6 +83,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                 text=config.text,
                 expected=expected,
             )
+            committed.append(number)
         except BaseException as error:
             # Spark would write down all that it says, which may quote a row.
             failures.append(error)
@@ -101,6 +104,9 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         raise (failures[0] if failures else error) from None
     finally:
         running.stop()
+        # What Spark has written down no later run counts.
+        if committed and lines(spark, f"{at.folder}/commits/{committed[-1]}"):
+            recorder.batches.settle()
     reached("query_ended")
 
 

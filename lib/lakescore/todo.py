@@ -77,7 +77,7 @@ def score_steps(
                     text=job.config.source.text,
                     expected=lambda: int(found[1]),
                 )
+                recorder.batches.settle()
                 recorder.show()
-    recorder.batches.settle()
     remove(spark, f"{job.checkpoint}/{FOLDER}")  # with those of runs that were killed
     reached("todo_removed")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BusyError, TableError, microbatch, todo
+from lakescore import BusyError, JobConfig, TableError, microbatch, stream, todo
+from lakescore.purge import purge_target
 from tests.jobs import ROWS, Run
 from tests.spark.test_changes import ONE_SNAPSHOT, a_snapshot_mends, add, changed, content, follow
 from tests.spark.test_recovery import at_step
@@ -87,7 +88,7 @@ def test_a_stage_of_which_files_are_gone_is_scored_anew(
 ) -> None:
     stopped_at(monkeypatch, "batch_staged", run, settings)
     checkpoint = Path(f"{settings['target']['table']}_checkpoint")
-    for file in checkpoint.glob("*/stage-stream/*/*.parquet"):
+    for file in checkpoint.glob("*/stage-stream/*/**/*.parquet"):
         file.unlink()
     with pytest.raises(BusyError, match="what is not in the target yet, the next run scores"):
         run(settings)
@@ -122,3 +123,56 @@ def test_a_run_whose_rows_put_aside_were_removed_by_a_faster_one_says_so(
     with pytest.raises(BusyError, match=r"another run of this job .* the next run scores"):
         run(settings)
     assert run(settings).rows_in == len(ROWS)
+
+
+def test_a_damaged_file_of_a_checkpoint_is_named_and_a_snapshot_mends_it(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    for nth, name in enumerate(("commits/0", "metadata")):
+        run(settings)
+        [file] = Path(f"{target}_checkpoint").glob(f"*/stream-*/{name}")
+        file.with_name(f".{file.name}.crc").unlink()
+        file.write_text("" if name == "commits/0" else "garbage")
+        add(spark, source, [(100 + nth, "new")])
+        with pytest.raises(TableError, match=f"{name}: is not as Spark wrote it.*{ONE_SNAPSHOT}"):
+            run(settings)
+        run(follow(settings, "snapshot"))
+        shutil.rmtree(file.parents[0 if name == "metadata" else 1])
+        add(spark, source, [(200 + nth, "newer")])
+    assert run(settings).rows_in == 1
+    assert content(spark, target) == content(spark, source)
+
+
+def test_a_purge_removes_what_was_staged_for_a_former_target(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for given in (None, f"{tmp_path}/all"):
+        mine = changed(settings, target={"checkpoint": given})
+        stopped_at(monkeypatch, "batch_staged", run, mine)
+        checkpoint = Path(given or f"{settings['target']['table']}_checkpoint")
+        [stage] = checkpoint.glob("*/stage-stream")
+        shutil.rmtree(settings["target"]["table"])
+        run(mine)
+        purge_target(spark, JobConfig.parse(mine), retain_hours=0)
+        assert (stage.exists(), f"{stage}: holds rows of a run" in caplog.text) == (
+            (True, True) if given else (False, False)
+        )
+        shutil.rmtree(settings["target"]["table"])
+
+
+def test_a_run_that_ends_in_an_error_bills_what_spark_has_written_down(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, stream, "query_ended", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    assert run(settings).rows_in == 0
+    bills = spark.read.format("delta").load(f"{settings['target']['table']}_runs")
+    found = {row.status: row.rows_in for row in bills.collect()}
+    assert found == {"failed": len(ROWS), "finished": 0}

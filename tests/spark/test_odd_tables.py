@@ -1,12 +1,14 @@
 """Tables that few have: odd keys, columns, folders and constraints, and what others did to them."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BudgetError, TableError
-from tests.jobs import Run
+from lakescore import BudgetError, ConfigError, JobConfig, TableError, rescore_table
+from tests.jobs import NOW, ROWS, Run
 from tests.spark.test_changes import add, changed, content, feed, follow
 
 if TYPE_CHECKING:
@@ -136,3 +138,127 @@ def test_a_run_after_one_that_was_over_its_budget_counts_what_it_has_before_it(
         with pytest.raises(BudgetError, match=f"{failed} of {rows} rows failed"):
             run(settings)
     assert run(changed(settings, limits={"max_error_fraction": 0.2})).rows_in == 20
+
+
+def test_a_key_that_sql_takes_for_a_variable_is_followed(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    rows = "VALUES ('{spark.app.name}'), ('{env:HOME}'), (' it''s') AS rows(k)"
+    source = make(spark, settings, rows, "concat('$', k) AS k", "'Anna' AS text")
+    target = settings["target"]["table"]
+    append = changed(settings, source={"table": source, "key": "k"})
+    run(append)
+    spark.sql(f"INSERT INTO delta.`{source}` SELECT * FROM delta.`{source}` WHERE k LIKE '%app%'")
+    with pytest.raises(TableError, match=r"1 of 1 new rows have a key \(k\) that"):
+        run(append)
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE k LIKE '%app%'")
+    run(follow(append, "snapshot"))
+    spark.sql(f"UPDATE delta.`{source}` SET text = 'Porto' WHERE k LIKE '%HOME%'")
+    run(follow(append, "cdf"))
+    assert pairs(spark, target, ["k", "text"]) == pairs(spark, source, ["k", "text"])
+    spark.sql(f"DELETE FROM delta.`{source}`")
+    assert run(follow(append, "cdf")).rows_deleted == 2
+    assert pairs(spark, target, ["k"]) == []
+
+
+def test_a_path_that_sql_takes_for_a_variable_is_refused(
+    settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(TableError, match=r"\$\{spark.app.name\}: holds \$\{, where Spark's SQL"):
+        run(changed(settings, target={"table": f"{tmp_path}/${{spark.app.name}}"}))
+
+
+def test_what_changes_inside_maps_is_refreshed_and_what_does_not_is_left(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    def value(time: str) -> str:
+        inner = f"map(named_struct('b', X'01'), TIMESTAMP'2024-01-01 00:00:00.{time}')"
+        return f"named_struct('none', CAST(NULL AS map<int, int>), 'many', array({inner}, NULL))"
+
+    columns = ["id", "'Anna' AS text", f"{value('000001')} AS v"]
+    source = make(spark, settings, "range(3)", *columns)
+    settings = changed(settings, source={"table": source, "changes": "snapshot"})
+    assert run(settings).rows_in == 3
+    assert run(settings).rows_refreshed == 0
+    spark.sql(f"UPDATE delta.`{source}` SET v = {value('000002')} WHERE id = 1")
+    spark.sql(f"UPDATE delta.`{source}` SET v = NULL WHERE id = 2")
+    summary = run(settings)
+    assert (summary.rows_in, summary.rows_refreshed) == (0, 2)
+    told = ["id", "CAST(v AS string)"]
+    assert pairs(spark, settings["target"]["table"], told) == pairs(spark, source, told)
+
+
+def test_a_target_of_varchar_is_refused_since_delta_would_log_what_it_refuses(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    target = settings["target"]["table"]
+    run(settings)
+    columns = spark.read.format("delta").load(target).schema
+    said = ", ".join(
+        f"{each.name} {'varchar(5)' if each.name == 'text' else each.dataType.simpleString()}"
+        for each in columns
+    )
+    spark.sql(f"CREATE TABLE delta.`{target}_short` ({said}) USING delta")
+    with pytest.raises(TableError, match=r"'text' is varchar\(5\), the job's is string; choose"):
+        run(changed(settings, target={"table": f"{target}_short"}))
+
+
+def test_a_text_whose_column_the_target_cannot_have_is_scored_by_every_command(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = f"{settings['source']['table']}_made", settings["target"]["table"]
+    rows = spark.sql("SELECT id, concat('Anna ', id) AS `my text` FROM range(3)")
+    rows.write.format("delta").option("delta.columnMapping.mode", "name").save(source)
+    own = {"table": source, "text": "my text", "columns": ["id"]}
+    settings = changed(settings, source=own)
+    assert run(settings).rows_in == 3
+    rows.selectExpr("id + 10 AS id", "`my text`").write.format("delta").mode("append").save(source)
+    assert run(follow(settings, "snapshot")).rows_in == 3
+    spark.sql(f"UPDATE delta.`{target}` SET model = map('entities', 'old') WHERE id < 2")
+    config = JobConfig.parse(settings)
+    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    assert again.rows_in == 2
+    assert pairs(spark, target, ["id"]) == pairs(spark, source, ["id"])
+
+
+def test_a_key_that_the_source_has_twice_is_not_blamed_on_the_target(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source = settings["source"]["table"]
+    settings = changed(settings, source={"columns": ["id"]})
+    target = run(settings).target
+    spark.sql(f"UPDATE delta.`{target}` SET model = map('entities', 'old')")
+    spark.sql(f"INSERT INTO delta.`{source}` SELECT * FROM delta.`{source}` WHERE id = 7")
+    config = JobConfig.parse(settings)
+    with pytest.raises(TableError, match=rf"^{source}: 1 keys \(id\) are there more than once"):
+        rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+
+
+def test_the_source_by_another_spelling_is_no_target(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    source = settings["source"]["table"]
+    columns = spark.read.format("delta").load(source).columns
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    for name in (f"file:{source}", str(link)):
+        with pytest.raises(ConfigError, match=r"is .*, the source; name another table"):
+            run(changed(settings, target={"table": name, "evolve": True}))
+    assert spark.read.format("delta").load(source).columns == columns
+
+
+def test_bills_that_cannot_be_written_are_an_error_before_anything_is_scored(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    target = settings["target"]["table"]
+    bills = Path(f"{target}_runs")
+    bills.touch()
+    with pytest.raises(TableError, match=r"_runs: cannot be made \(File exists\)"):
+        run(settings)
+    bills.unlink()
+    spark.sql("SELECT 1 AS run_id").write.format("delta").save(str(bills))
+    with pytest.raises(TableError, match="its column 'run_id' is int, that of a bill is string"):
+        run(settings)
+    assert content(spark, target) == {}
+    shutil.rmtree(bills)
+    assert run(settings).rows_in == len(ROWS)

@@ -84,6 +84,22 @@ def test_a_scheduler_can_tell_another_run_at_work_from_a_failure(
     assert capsys.readouterr().err == f"{error.__name__}: why\n"
 
 
+def test_what_is_raised_because_of_ctrl_c_is_no_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("the gateway is gone")
+
+    monkeypatch.setattr(JobConfig, "load", load)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "job.yml"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_wrong_usage_ends_with_2_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["score", "--nope"])

@@ -1,3 +1,6 @@
+import io
+import sys
+
 import pytest
 
 from lakescore.progress import line_progress, show_progress
@@ -56,3 +59,12 @@ def test_without_a_terminal_there_are_lines_and_stdout_stays_free(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("scored 7 of 7 rows, ")
+
+
+def test_whoever_reads_the_lines_may_go_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    line_progress(Clock())(7, 7)

@@ -4,6 +4,7 @@ from lakescore.tables.changes import CHANGE, HASH
 from lakescore.tables.names import (
     describe,
     exists,
+    folders_in,
     identifier,
     is_folder,
     is_path,
@@ -19,6 +20,7 @@ __all__ = [
     "HASH",
     "describe",
     "exists",
+    "folders_in",
     "identifier",
     "is_folder",
     "is_path",

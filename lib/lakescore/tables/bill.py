@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from lakescore.errors import TableError
 from lakescore.tables.commits import committed
-from lakescore.tables.names import beside
+from lakescore.tables.names import beside, exists, load
 from lakescore.tables.writing import append
 
 if TYPE_CHECKING:
@@ -49,14 +50,35 @@ _TYPES: dict[Any, str] = {
     int | None: "bigint",
     float: "double",
     datetime: "timestamp",
-    Mapping[str, int]: "map<string, bigint>",
-    Mapping[str, str]: "map<string, string>",
+    Mapping[str, int]: "map<string,bigint>",
+    Mapping[str, str]: "map<string,string>",
 }
+_SCHEMA = ", ".join(f"{each.name} {_TYPES[each.type]}" for each in fields(Bill))
 
 
 def table_of(target: str) -> str:
     """Return the name or path of a target's bills."""
     return beside(target, "_runs")
+
+
+def prepare(spark: "SparkSession", target: str) -> None:
+    """Make the table of a target's bills, or see that it takes one, before anything is scored.
+
+    Raises:
+        TableError: it cannot be made, or has a column of another type.
+    """
+    table = table_of(target)
+    if not exists(spark, table):
+        none = spark.createDataFrame([], _SCHEMA)
+        committed(spark, table, lambda: append(none, table))
+    types = {each.name: each.dataType.simpleString() for each in load(spark, table).schema}
+    for each in fields(Bill):
+        has, wants = types.get(each.name), _TYPES[each.type]
+        if has not in (None, wants):
+            raise TableError(
+                f"{table}: its column {each.name!r} is {has}, that of a bill is {wants}; rename "
+                "that table, for the bills of runs go there"
+            )
 
 
 def write(spark: "SparkSession", target: str, bill: Bill) -> None:
@@ -66,8 +88,7 @@ def write(spark: "SparkSession", target: str, bill: Bill) -> None:
         TableError: it cannot be written.
     """
     table = table_of(target)
-    schema = ", ".join(f"{each.name} {_TYPES[each.type]}" for each in fields(Bill))
     values = [tuple(getattr(bill, each.name) for each in fields(Bill))]
-    row = spark.createDataFrame(values, schema)
+    row = spark.createDataFrame(values, _SCHEMA)
     # With columns that this version of lakescore adds to those that an older one made.
     committed(spark, table, lambda: append(row.coalesce(1), table, mergeSchema="true"))

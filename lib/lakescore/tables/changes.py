@@ -12,6 +12,7 @@ from lakescore.tables.names import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
 
 CHANGE, HASH = "_change", "text_hash"
 # What steps of known rows are divided by, and the text where it is to be scored.
@@ -149,7 +150,8 @@ def differences(
     others = [name for name in source.columns if name not in (*key, HASH, CHANGE)]
     is_same = F.lit(True)
     for name in set(carried) - set(key):
-        mine, its = (_comparable(side(name), source, name) for side in (ours, theirs))
+        kind = source.schema[name].dataType
+        mine, its = (_comparable(side(name), kind) for side in (ours, theirs))
         is_same &= mine.eqNullSafe(its)
     change = (
         F.when(ours(key[0]).isNull(), DELETE)
@@ -174,9 +176,25 @@ def is_scored_by(versions: Mapping[str, str], model: str = "model") -> "Column":
     return reduce(lambda a, b: a & b, same)
 
 
-def _comparable(column: "Column", df: "DataFrame", name: str) -> "Column":
+def _comparable(column: "Column", kind: "DataType") -> "Column":
     """Return a column that `=` takes: Spark compares no maps and no variants."""
     from pyspark.sql import functions as F
+    from pyspark.sql.types import ArrayType, MapType, StructType
 
-    kind = df.schema[name].dataType.simpleString()
-    return F.to_json(column) if re.search(r"\bmap<|\bvariant\b", kind) else column
+    name = kind.simpleString()
+    if not re.search(r"\b(map<|variant\b)", name):
+        return column
+    if isinstance(kind, ArrayType):
+        inner = kind.elementType
+        return F.transform(column, lambda each: _comparable(each, inner))
+    if isinstance(kind, MapType):
+        value = kind.valueType
+        entries = F.transform(
+            F.map_entries(column),
+            lambda each: F.struct(each["key"], _comparable(each["value"], value)),
+        )
+        return F.array_sort(entries)
+    if isinstance(kind, StructType):
+        fields = (_comparable(column[each.name], each.dataType) for each in kind)
+        return F.when(column.isNotNull(), F.struct(*fields))
+    return F.to_json(column)

@@ -42,8 +42,13 @@ def identifier(table: str) -> str:
     """Return a table for SQL, each part of its name in quotes, whatever is in it.
 
     Raises:
-        TableError: it is not of the form a, a.b or a.b.c.
+        TableError: it is not of the form a, a.b or a.b.c, or holds a variable of Spark's SQL.
     """
+    if "${" in table:
+        raise TableError(
+            f"{table}: holds ${{, where Spark's SQL puts the value of a variable; name a table or "
+            "a path without it"
+        )
     if is_path(table):
         return f"delta.{quoted(absolute(table))}"
     return ".".join(map(quoted, _parts(table)))
@@ -159,7 +164,10 @@ def literal(value: Any) -> str:
     if isinstance(value, date):
         return f"DATE'{value.isoformat()}'"
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # Of a ${ Spark would make the value of a variable, in quotes as anywhere.
+        for found, instead in (("\\", "\\\\"), ("'", "\\'"), ("$", "\\u0024")):
+            value = value.replace(found, instead)
+        return f"'{value}'"
     return str(value)
 
 
@@ -230,6 +238,19 @@ def is_folder(spark: "SparkSession", folder: str) -> bool:
         return os.path.isdir(folder)
     path, files = _on_its_file_system(spark, folder)
     return bool(files.exists(path))
+
+
+def folders_in(spark: "SparkSession", folder: str) -> list[str]:
+    """Return the paths of the folders in a folder; none where it is not there."""
+    if not is_folder(spark, folder):
+        return []
+    if is_connect(spark):
+        names = [each.name for each in os.scandir(folder) if each.is_dir()]
+    else:
+        path, files = _on_its_file_system(spark, folder)
+        there = [each for each in files.listStatus(path) if each.isDirectory()]
+        names = [str(each.getPath().getName()) for each in there]
+    return [f"{folder}/{name}" for name in sorted(names)]
 
 
 def remove(spark: "SparkSession", folder: str) -> None:

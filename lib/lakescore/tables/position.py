@@ -97,6 +97,17 @@ def find(
 
 
 def query_id(spark: "SparkSession", folder: str) -> str | None:
-    """Return the id that Spark gave the query of a checkpoint folder; None where there is none."""
+    """Return the id that Spark gave the query of a checkpoint folder; None where there is none.
+
+    Raises:
+        TableError: the file that holds it is damaged.
+    """
     found = lines(spark, f"{folder}/metadata")
-    return str(json.loads(found[0])["id"]) if found else None
+    if not found:
+        return None
+    try:
+        return str(json.loads(found[0])["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(
+            f"{folder}/metadata: is not as Spark wrote it; restore target.checkpoint, or {RECOVER}"
+        ) from error

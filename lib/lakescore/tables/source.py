@@ -1,5 +1,6 @@
 """The source: the table that is read, its keys, and why it cannot be read on."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -135,6 +136,11 @@ def read_error(said: str, source: str, target: str) -> LakescoreError | None:
         return TableError(
             f"{source}: a column of it was renamed, dropped or given another type since the last "
             f"run; {RECOVER}"
+        )
+    if damaged := re.search(r"Failed to read log file (.+?)\. ", said):
+        return TableError(
+            f"{damaged[1]}: is not as Spark wrote it, as after a loss of power; restore "
+            f"target.checkpoint, or {RECOVER}"
         )
     if any(sign in said for sign in _GONE):
         if is_path(target) and f"{absolute(target)}/" in said:

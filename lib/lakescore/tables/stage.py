@@ -51,8 +51,13 @@ def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
 def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None:
     """Save rows as a new Delta table, divided `by` columns, that goes when the run has ended."""
     writer = rows.write.format("delta").mode("error").partitionBy(*by)
-    # No statistics: they would put the beginnings of texts into the log.
-    writer.options(**{"delta.dataSkippingNumIndexedCols": "0"} | options).save(folder)
+    properties = {
+        # Statistics would put the beginnings of texts into the log.
+        "delta.dataSkippingNumIndexedCols": "0",
+        # The source's columns may have any name, the text's among them.
+        "delta.columnMapping.mode": "name",
+    }
+    writer.options(**properties, **options).save(folder)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _WRITER = "lakescore.writer."
 _CHECK = "delta.constraints."
+_LIMITED = "__CHAR_VARCHAR_TYPE_STRING"
 _CLUSTERED = ("bigint", "int", "smallint", "tinyint", "string", "date", "timestamp", "decimal")
 
 
@@ -143,7 +144,11 @@ def _check_columns(
     there: "StructType", ours: "StructType", table: str, *, evolve: bool
 ) -> list[Any]:
     """Return the fields that the target has to gain."""
-    theirs = {each.name: each.dataType.simpleString() for each in there}
+    theirs = {
+        # Of varchar(n) Spark says string, but refuses longer ones, and logs them.
+        each.name: each.metadata.get(_LIMITED, each.dataType.simpleString())
+        for each in there
+    }
     mine = {each.name: each.dataType.simpleString() for each in ours}
     for name in [*mine, *theirs]:
         has, wants = theirs.get(name, "missing"), mine.get(name, "missing")

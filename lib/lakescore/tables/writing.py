@@ -1,5 +1,6 @@
 """How rows get into the target: appended, merged by the key, or in place of all that is there."""
 
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _DOUBLE = "DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE"
 _EPOCH = date(1970, 1, 1).toordinal()
+_UNSAID = re.compile(r"[\ufffd$'\\]")
 _RANGED = ("bigint", "int", "smallint", "tinyint", "string", "date")
 
 
@@ -213,8 +215,9 @@ def ranged(schema: "StructType", key: Sequence[str], text: str) -> "dict[str, Co
 def ranges(ends: Mapping[str, Sequence[Any]], schema: "StructType") -> dict[str, tuple[str, str]]:
     """Return the ranges of key columns as SQL, from least and greatest values of what is `ranged`.
 
-    A column is left out where its ends cannot be said: where there are none, or where a text is not
-    UTF-8, which Python has in another order than Spark.
+    A column is left out where its ends cannot be said: where there are none, where a text is not
+    UTF-8, which Python has in another order than Spark, or where how SQL is to have it depends on
+    the session's settings.
     """
     found = {}
     for name, values in ends.items():
@@ -224,7 +227,7 @@ def ranges(ends: Mapping[str, Sequence[Any]], schema: "StructType") -> dict[str,
                 known = [date.fromordinal(_EPOCH + days) for days in known]
             except (OverflowError, ValueError):
                 continue
-        if known and not any("\ufffd" in str(value) for value in known):
+        if known and not any(_UNSAID.search(str(value)) for value in known):
             found[name] = (literal(min(known)), literal(max(known)))
     return found
 
