@@ -49,6 +49,8 @@ def cli(debug: bool) -> None:
     # py4j prints what a micro-batch raises, which the command says itself.
     for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger", "py4j"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of Ctrl-C it prints a traceback, by the logger of all.
+    logging.getLogger().addFilter(lambda said: KeyboardInterrupt not in (said.exc_info or ()))
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
