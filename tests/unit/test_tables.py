@@ -46,6 +46,7 @@ def test_every_part_of_a_name_is_quoted(table: str, sql: str) -> None:
         ("plain", "'plain'"),
         ("it's; DROP TABLE y", r"'it\'s; DROP TABLE y'"),
         ("back\\'slash", r"'back\\\'slash'"),
+        ("${spark.app.name}", r"'\u0024{spark.app.name}'"),  # else it ends as a variable's value
     ],
 )
 def test_a_value_in_sql_ends_where_it_ends(value: object, sql: str) -> None:
