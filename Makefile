@@ -8,7 +8,7 @@ SHELL := /bin/sh
 RUNTIME ?= 18-lts-ml
 DEVICE ?= cpu
 VENV ?= .venv
-PYTHON ?= python3.12 python3.11 python3
+PYTHON ?= python3.11 python3.12 python3
 ARGS ?=
 
 run := $(VENV)/bin/python

@@ -12,8 +12,10 @@ dbutils.widgets.text("key", "id", "Key column")
 dbutils.widgets.text("text", "text", "Text column")
 dbutils.widgets.text("group", "channel", "Column to compare by")
 dbutils.widgets.text("rows", "300", "Rows of the sample")
-dbutils.widgets.text("entities", "models:/main.lakescore.lakescore_entities@champion", "Model")
-dbutils.widgets.text("sentiment", "models:/main.lakescore.lakescore_sentiment@champion", "Model")
+dbutils.widgets.text("entities", "models:/main.lakescore.lakescore_entities@champion", "Entities")
+dbutils.widgets.text(
+    "sentiment", "models:/main.lakescore.lakescore_sentiment@champion", "Sentiment"
+)
 key, text, group = (dbutils.widgets.get(name) for name in ("key", "text", "group"))
 
 # COMMAND ----------

@@ -17,8 +17,10 @@ dbutils.widgets.text("repeats", "3", "Times each setting is measured")
 dbutils.widgets.text("dtypes", "float32, auto", "Dtypes")
 dbutils.widgets.text("budgets", "default, half, double", "Token budgets")
 dbutils.widgets.text("partitions", "1, 2, 4", "Partitions for each task that can run at once")
-dbutils.widgets.text("entities", "models:/main.lakescore.lakescore_entities@champion", "Model")
-dbutils.widgets.text("sentiment", "models:/main.lakescore.lakescore_sentiment@champion", "Model")
+dbutils.widgets.text("entities", "models:/main.lakescore.lakescore_entities@champion", "Entities")
+dbutils.widgets.text(
+    "sentiment", "models:/main.lakescore.lakescore_sentiment@champion", "Sentiment"
+)
 
 
 def listed(name):

@@ -10,7 +10,7 @@ dbutils.widgets.text("key", "id", "Key column")
 dbutils.widgets.text("labelled", "main.lakescore_source.labelled", "Labelled table")
 dbutils.widgets.text("tokens", "tokens", "Its column of words")
 dbutils.widgets.text("tags", "tags", "Its column of BIO tags")
-dbutils.widgets.text("entities", "models:/main.lakescore.lakescore_entities@champion", "Model")
+dbutils.widgets.text("entities", "models:/main.lakescore.lakescore_entities@champion", "Entities")
 key, tokens, tags = (dbutils.widgets.get(name) for name in ("key", "tokens", "tags"))
 
 # COMMAND ----------

@@ -76,7 +76,7 @@ def cells(notebook: str, name: str) -> Iterator[Cell]:
 
 
 class Widgets:
-    """`dbutils.widgets`: a value that was given, or the default."""
+    """`dbutils.widgets` of free text: a value that was given, or the default."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self._given = dict(given)
@@ -84,10 +84,6 @@ class Widgets:
 
     def text(self, name: str, default: str, label: str = "") -> None:
         """Declare a widget of free text."""
-        self._values[name] = self._given.get(name, default)
-
-    def dropdown(self, name: str, default: str, choices: list[str], label: str = "") -> None:
-        """Declare a widget of a few choices."""
         self._values[name] = self._given.get(name, default)
 
     def get(self, name: str) -> str:

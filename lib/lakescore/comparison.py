@@ -1,6 +1,5 @@
 """A source as a whole: its latest version is compared with the target, and what differs scored."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -8,14 +7,12 @@ from typing import TYPE_CHECKING
 from lakescore.errors import BusyError, TableError
 from lakescore.microbatch import Job
 from lakescore.run import STREAM_STAGES, Recorder
-from lakescore.tables import changes, load, names, position, quoted, source, stream, target
+from lakescore.tables import changes, load, names, position, source, stream, target
 from lakescore.tables.changes import CHANGE
 from lakescore.todo import score_steps
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-
-logger = logging.getLogger(__name__)
+    from pyspark.sql import SparkSession
 
 
 def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
@@ -25,13 +22,10 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     is_overwrite = job.config.write == "overwrite"
     table, version = job.source.table, job.source.version
     recorder.versions = stream.VersionsRead(version, version)
-    # In this order: whoever has rows in this version of the target is recorded by then.
-    seen = names.version(spark, job.target)
-    writers = target.find_writers(spark, job.target)
-    before = target.recorded(writers, job.source)
+    before = target.recorded(job.writers, job.source)
     if before is not None:
         position.check_writer(before, job.writer, job.target)
-    others = target.others(writers, job.source)
+    others = target.others(job.writers, job.source)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
@@ -43,14 +37,14 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     prepared = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     todo = changes.differences(
         prepared,
-        load(spark, job.target, version=seen),
+        load(spark, job.target, version=job.target_version),
         key=job.key,
         carried=job.carried,
         versions=job.plan.versions,
         with_deletes=True,
     )
     for other in others:
-        todo = _beside(spark, todo, other, job)
+        todo = target.beside(spark, todo, other, job.source, table=job.target, key=job.key)
 
     done = replace(job.writer, version=version)
     begun = replace(job.writer, snapshot=recorder.run.id)
@@ -65,7 +59,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
         def unchanged() -> None:
             is_free()
-            if before and target.was_written(spark, job.target, before, since=seen):
+            if before and target.was_written(spark, job.target, before, since=job.target_version):
                 raise BusyError(
                     f"{job.target}: another run of this job wrote to it while {table} was "
                     "compared with it; run it again"
@@ -76,41 +70,16 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     recorder.batches.before_first_write = begin
     if not is_overwrite:
         score_steps(spark, job, recorder, todo, max_bytes=job.config.source.max_bytes)
-    elif todo.head(1):
-        score_steps(spark, job, recorder, prepared, max_bytes=2**63)
+    else:
+        is_gone = F.col(CHANGE) == changes.DELETE
+        found = todo.agg(F.count(F.lit(1)), F.count_if(is_gone)).head()
+        assert found is not None  # an aggregate without groups has one row
+        if found[0]:
+            score_steps(spark, job, recorder, prepared, max_bytes=2**63)
+            recorder.batches.totals.deleted += found[1]
     last = begun if recorder.batches.before_first_write is None else before
     if last != done:
         target.register(spark, job.target, done, guard=guard(last))
-    names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")  # the stream begins anew
-
-
-def _beside(
-    spark: "SparkSession", todo: "DataFrame", other: target.Writer, job: Job
-) -> "DataFrame":
-    """Leave alone what came from another source into the same target: `todo` without its deletes.
-
-    Raises:
-        TableError: the other source has a key of this one, too.
-    """
-    from pyspark.errors import AnalysisException
-    from pyspark.sql import functions as F
-
-    is_delete = F.col(CHANGE) == changes.DELETE
-    kept = todo.where(~is_delete)
-    try:
-        theirs = load(spark, other.source).select(*map(quoted, job.key))
-    except (TableError, AnalysisException):
-        logger.warning(
-            "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it",
-            job.target,
-            other.source,
-            job.source.table,
-        )
-        return kept
-    if both := kept.join(theirs, [*job.key], "left_semi").count():
-        raise TableError(
-            f"{job.source.table}: {both:,} keys ({', '.join(job.key)}) are in {other.source}, too, "
-            f"which is also scored into {job.target}; name another target.table for one of them"
-        )
-    gone = todo.where(is_delete).join(theirs, [*job.key], "left_anti")
-    return kept.unionByName(gone)
+    # The stream begins anew, in a folder of its own.
+    names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")
+    position.remove_streams(spark, job.checkpoint, job.source)

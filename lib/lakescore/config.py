@@ -87,6 +87,8 @@ class Strict(BaseModel):
 def _as_tuple(value: object) -> object:
     if isinstance(value, str):
         return (value,)
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return tuple(dict.fromkeys(value))  # a name that is said twice is one
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -185,7 +187,8 @@ class EncodingConfig(Strict):
     """How texts go through the models."""
 
     dtype: Dtype = "float32"
-    """float32 equals transformers' pipeline; auto takes bfloat16 where the hardware has it."""
+    """float32 equals transformers' pipeline; auto takes bfloat16 where the hardware has it,
+    and float16 on other GPUs."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one forward pass, padding included; 1024 on a CPU and 65536 on a GPU by default."""
     max_length: Annotated[int, Field(ge=8)] | None = None

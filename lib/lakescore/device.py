@@ -9,13 +9,15 @@ if TYPE_CHECKING:
 
 
 def resolve_dtype(dtype: Dtype, device: "torch.device") -> str:
-    """Name the dtype to load in; `auto` is bfloat16 where the hardware has it."""
+    """Name the dtype to load in; `auto` is bfloat16 where it is fast, else float16 on a GPU."""
     import torch
 
     if dtype != "auto":
         return dtype
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        # Emulated, as on a T4, it is many times slower than float16.
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has_bfloat16 else "float16"
     return "bfloat16" if _cpu_has_bfloat16() else "float32"
 
 

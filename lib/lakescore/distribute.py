@@ -85,11 +85,14 @@ def is_connect(spark: "SparkSession") -> bool:
 
 
 def slots_of(spark: "SparkSession") -> int:
-    """Return how many tasks can run at once."""
+    """Return how many tasks can run at once, by the executors' cores and their GPUs."""
     from pyspark.sql import functions as F
 
     if not is_connect(spark):
-        return spark.sparkContext.defaultParallelism
+        # What Spark asks itself before a barrier stage; defaultParallelism counts cores alone.
+        context = spark.sparkContext._jsc.sc()
+        profile = context.resourceProfileManager().defaultResourceProfile()
+        return int(context.maxNumConcurrentTasks(profile))
     # Connect has no call for it; a range has as many partitions, if it has so many rows.
     parts = spark.range(100_000).select(F.spark_partition_id())
     return int(parts.distinct().count())  # from Connect 3.5 it is one of numpy

@@ -1,5 +1,6 @@
 """Whole tables: every row of a DataFrame in, the same row with its results out."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-# Columns that scoring and the job add, besides `Plan.result_columns`, and those of their own.
-ADDED_COLUMNS = frozenset(("model", "run_id", "scored_at", HASH, CHANGE, STEP, TEXT))
+# Columns that the job has of its own on the way, and those that it adds to `Plan.result_columns`.
+OWN_COLUMNS = frozenset((HASH, CHANGE, STEP, TEXT))
+ADDED_COLUMNS = OWN_COLUMNS | {"model", "run_id", "scored_at"}
 
 
 def score(df: "DataFrame", config: JobConfig) -> "DataFrame":
@@ -86,8 +88,16 @@ def carried_columns(df: "DataFrame", source: SourceConfig, plan: Plan) -> list[s
         raise TableError(
             f"source.text: column {source.text!r} is {types[source.text]}, not string; cast it"
         )
+    for name in source.key:
+        if re.search(r"\b(map<|variant\b)", types[name]):
+            raise TableError(
+                f"source.key: column {name!r} is {types[name]}, which cannot be compared; name "
+                "other columns"
+            )
     made = {name for name, _ in plan.result_columns} | ADDED_COLUMNS
-    if taken := [name for name in carried if name.lower() in made]:
+    taken = [name for name in carried if name.lower() in made]
+    taken += [name for name in (source.text,) if name.lower() in OWN_COLUMNS]
+    if taken:
         raise TableError(
             f"source column {taken[0]!r} has the name of a column that scoring adds; rename it, "
             "or leave it out of source.columns"

@@ -19,7 +19,7 @@ from lakescore.frame import score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
 from lakescore.tables import commits, names, source, stage, target, writing
-from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT, UPDATE
+from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT
 from lakescore.tables.names import quoted
 from lakescore.tables.target import Writer
 
@@ -43,6 +43,7 @@ class Job:
         source: the table that is read.
         target: the table that is written.
         target_version: its version before the run.
+        writers: the jobs that had written it by then.
         dropped: its columns of tasks that the job has not.
         checkpoint: the folder of what the job remembers.
         plan: the models.
@@ -54,6 +55,7 @@ class Job:
     source: source.Source
     target: str
     target_version: int
+    writers: tuple[Writer, ...]
     dropped: tuple[str, ...]
     checkpoint: str
     plan: Plan
@@ -224,8 +226,6 @@ class MicroBatches:
 
     def _write(self, staged: "DataFrame", transaction: commits.Commit) -> None:
         """Count and check what is staged, and write it."""
-        from pyspark.sql import functions as F
-
         job = self.job
         ranged = writing.ranged(job.schema, job.key, job.config.source.text)
         groups = self._count(staged, ranged)
@@ -238,8 +238,14 @@ class MicroBatches:
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
 
         self._check_keys(staged, groups)
-        full = staged.where(F.col(CHANGE).isin(INSERT, UPDATE))
-        target.check_constraints(staged.sparkSession, job.target, full)
+        target.check_constraints(
+            staged,
+            job.target,
+            self._how,
+            key=job.key,
+            results=job.results,
+            dropped=job.dropped,
+        )
         self._check_budget(counts)
         reached("batch_checked")
         if self.before_first_write is not None:

@@ -50,12 +50,12 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
     checkpoint = checkpoint_of(config)
     folder = folder_in(checkpoint, describe(spark, target))
     is_shared = config.target.checkpoint is not None
-    if is_folder(spark, f"{folder}/{STREAM_STAGES}"):
-        raise TableError(
-            f"{folder}: holds rows that a run has scored and not committed, since it did not "
-            "end; run `lakescore score` to its end, then purge again"
-        )
     with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
+        if is_folder(spark, f"{folder}/{STREAM_STAGES}"):
+            raise TableError(
+                f"{folder}: holds rows that a run has scored and not committed, since it did not "
+                "end; run `lakescore score` to its end, then purge again"
+            )
         for other in folders_in(spark, checkpoint):
             for left in (f"{other}/{STREAM_STAGES}", f"{other}/{FOLDER}"):
                 if not is_folder(spark, left):

@@ -58,20 +58,20 @@ def _again(
 
 def _own(spark: "SparkSession", job: Job, rows: "DataFrame") -> "DataFrame":
     """Return the rows that are of the job's own source, where the target has those of others."""
-    writers = target.find_writers(spark, job.target)
-    writer = target.recorded(writers, job.source)
+    writer = target.recorded(job.writers, job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
-    if not target.others(writers, job.source):
+    if not target.others(job.writers, job.source):
         return rows
     key = [*job.key]
     return rows.join(load(spark, job.source.table).select(*map(quoted, key)), key, "left_semi")
 
 
 def _with_text(spark: "SparkSession", rows: "DataFrame", config: JobConfig) -> "DataFrame":
-    """Return keys, texts and hashes: from the target, or from the source where it has no text.
+    """Return keys, texts and hashes: from the target, or from the source where it lacks the text.
 
-    A text that has changed in the source since is left for `score`.
+    That may be of all rows, or of those from before its column was added. A text that has changed
+    in the source since is left for `score`.
 
     Raises:
         RefusedRowsError: the source has a key more than once.
@@ -80,11 +80,16 @@ def _with_text(spark: "SparkSession", rows: "DataFrame", config: JobConfig) -> "
 
     key, text = [*config.source.key], config.source.text
     hashed = F.xxhash64(quoted(text))
+    wanted = [*map(quoted, dict.fromkeys([*key, text])), HASH]
+    own = None
     if text in rows.columns:
-        return rows.select(*map(quoted, dict.fromkeys([*key, text]))).withColumn(HASH, hashed)
-    assert config.source.table is not None  # open_job has seen to it
-    texts = load(spark, config.source.table).select(*map(quoted, [*key, text]))
+        has_text = hashed.eqNullSafe(F.col(HASH))
+        own, rows = rows.where(has_text).select(*wanted), rows.where(~has_text)
+        if not rows.head(1):
+            return own
+    assert config.source.table is not None  # job_tables has seen to it
+    texts = load(spark, config.source.table).withColumn(HASH, hashed).select(*wanted)
     kept = rows.select(*map(quoted, [*key, HASH]))
-    found = texts.withColumn(HASH, hashed).join(kept, [*key, HASH], "left_semi")
+    found = texts.join(kept, [*key, HASH], "left_semi")
     source.check_keys(found, config.source.table, key)
-    return found
+    return found if own is None else own.unionByName(found)

@@ -76,6 +76,11 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
         raise ConfigError(f"'target.table' is {to}, the source; name another table")
     if to is None:
         raise ConfigError("'target.table' is missing; name the Delta table to write")
+    if names.is_path(to) and _is_inside(to, at, but=".."):
+        raise ConfigError(
+            f"'target.table' is {to}, in the source {at}, where VACUUM removes it; name a folder "
+            "beside it"
+        )
     if config.target.checkpoint is None and not names.is_path(to):
         raise ConfigError(
             f"'target.checkpoint' is missing; {to} is a name in the catalog: give a folder "
@@ -86,16 +91,22 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
 
 def checkpoint_of(config: JobConfig) -> str:
     """Return where a job remembers what it read: for a path beside the target, if not given."""
-    _, to = job_tables(config)
+    at, to = job_tables(config)
     given = config.target.checkpoint or names.beside(to, "_checkpoint")
-    folder = names.absolute(given)
-    inside = os.path.relpath(folder, names.place(to)) if names.is_path(to) else ".."
-    if not inside.startswith(("..", "_")):
-        raise ConfigError(
-            f"'target.checkpoint' is {given}, in the target, where VACUUM removes it; name a "
-            f"folder beside it, such as {names.beside(to, '_checkpoint')}"
-        )
-    return folder
+    for table in (at, to):
+        if _is_inside(given, table, but=("..", "_")):
+            raise ConfigError(
+                f"'target.checkpoint' is {given}, in the table {table}, where VACUUM removes it; "
+                f"name a folder beside it, such as {names.beside(to, '_checkpoint')}"
+            )
+    return names.absolute(given)
+
+
+def _is_inside(folder: str, table: str, *, but: str | tuple[str, ...]) -> bool:
+    """Tell a folder that is in a table's, unless the path to it from there begins with `but`."""
+    if not names.is_path(table):
+        return False
+    return not os.path.relpath(names.absolute(folder), names.place(table)).startswith(but)
 
 
 def folder_in(checkpoint: str, target: names.Details) -> str:
@@ -123,7 +134,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
     if not makes_target:
         load(spark, to)
     found = source.find(spark, at, needs_feed=config.source.changes == "cdf")
-    if names.exists(spark, to) and names.describe(spark, to).id == found.id:
+    before = _now(spark, to) if names.exists(spark, to) else None
+    if before is not None and before[1].id == found.id:
         raise ConfigError(f"'target.table' is {to}, the source; name another table")
     checkpoint = checkpoint_of(config)
     with alone(spark, f"{checkpoint}/lock", wait=False):
@@ -136,7 +148,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         reached("planned")
         carried = carried_columns(rows, config.source, plan)
         schema = _target_schema(rows, carried, config, plan)
-        target.prepare(
+        is_changed = target.prepare(
             spark,
             to,
             schema,
@@ -148,12 +160,13 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         bill.prepare(spark, to)
         reached("target_ready")
         there = load(spark, to).columns
-        at_target = names.describe(spark, to)
+        version, at_target = _now(spark, to) if before is None or is_changed else before
         yield Job(
             config=config,
             source=found,
             target=to,
-            target_version=names.version(spark, to),
+            target_version=version,
+            writers=tuple(target.writers_of(at_target)),
             dropped=tuple(
                 name
                 for name in type(config.tasks).model_fields
@@ -164,6 +177,12 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             carried=tuple(carried),
             schema=schema,
         )
+
+
+def _now(spark: "SparkSession", target: str) -> tuple[int, names.Details]:
+    """Return a target's version and details: whoever has rows in that version is recorded there."""
+    version = names.version(spark, target)
+    return version, names.describe(spark, target)
 
 
 def _constraints(plan: Plan) -> dict[str, str]:

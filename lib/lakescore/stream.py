@@ -23,7 +23,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     config, is_feed = job.config.source, job.config.source.changes == "cdf"
     table, version = job.source.table, job.source.version
-    writer = target.recorded(target.find_writers(spark, job.target), job.source)
+    writer = target.recorded(job.writers, job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
     at = position.find(
@@ -128,19 +128,25 @@ def _followed(
     assert end is not None  # it has a number
     ends_of = [each for each in (begin, end) if each is not None and not each.is_first]
     parts = {each.part for each in ends_of if each.part is not None}
-    rows = changes.net_changes(feed, job.key, partly=parts)
+    names = dict.fromkeys([*job.carried, job.config.source.text])
+    rows = changes.net_changes(feed, job.key, [*names], partly=parts)
     ranged = writing.ranged(job.schema, job.key, job.config.source.text)
-    found = rows.agg(
+    counted = rows.agg(
         F.count_if(F.col(CHANGE) == changes.UNSURE),
         F.count_if(F.col(CHANGE).isin(changes.UNSURE, changes.UPDATE)),
         *(each(value) for value in ranged.values() for each in (F.min, F.max)),
     ).head()
-    assert found is not None  # an aggregate without groups has one row
-    unsure, updates, *ends = found
+    assert counted is not None  # an aggregate without groups has one row
+    unsure, updates, *ends = counted
     if unsure:
         version = end.whole if end.part is None else end.part
         there = load(spark, job.source.table, version=version)
-        rows = changes.resolved(rows, there, job.key)
+        found = changes.resolved(rows, there, job.key)
+        # Not known to be of this source before: they may be another's.
+        for other in target.others(target.find_writers(spark, job.target), job.source):
+            found = target.beside(spark, found, other, job.source, table=job.target, key=job.key)
+        rows = rows.where(F.col(CHANGE) != changes.UNSURE)
+        rows = rows.unionByName(found, allowMissingColumns=True)
     rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     if not updates:
         return rows

@@ -15,7 +15,7 @@ import pytest
 
 from lakescore import JobConfig, RunSummary, score_table, tracking
 from lakescore.session import DELTA_SETTINGS, LAPTOP_SETTINGS
-from tests.conftest import ROOT
+from tests.conftest import HAS_DELTA, ROOT
 from tests.jobs import BRIEF_JVM, NOW, ROWS, SMALL_JOBS, Run
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 @dataclass(frozen=True)
 class ConnectServer:
-    """A Spark Connect server with Delta: where it listens, and where it keeps its tables."""
+    """A Spark Connect server: where it listens, and where it keeps its tables."""
 
     url: str
     warehouse: Path
@@ -102,12 +102,10 @@ def connect_server(
 ) -> Iterator[ConnectServer]:
     """A process of its own, as a cluster in standard access mode is to its users.
 
-    Of lakescore it has the wheel alone.
+    Of lakescore it has the wheel alone; it has Delta where there is one for this Spark.
     """
     pytest.importorskip("grpc", reason="Spark Connect needs grpcio, which pyspark[connect] brings")
     import pyspark
-    from delta import configure_spark_with_delta_pip
-    from pyspark.sql import SparkSession
 
     folder = tmp_path_factory.mktemp("connect")
     with socket.socket() as free:
@@ -116,8 +114,13 @@ def connect_server(
     # Connect itself is among pyspark's jars since 4.0.
     newer = int(pyspark.__version__.split(".")[0]) >= 4
     jars = [] if newer else [f"org.apache.spark:spark-connect_2.12:{pyspark.__version__}"]
-    delta = configure_spark_with_delta_pip(SparkSession.builder, jars)._options
-    settings = LAPTOP_SETTINGS | DELTA_SETTINGS | SMALL_JOBS | BRIEF_JVM | delta
+    settings = LAPTOP_SETTINGS | SMALL_JOBS | BRIEF_JVM
+    if HAS_DELTA:
+        from delta import configure_spark_with_delta_pip
+        from pyspark.sql import SparkSession
+
+        delta = configure_spark_with_delta_pip(SparkSession.builder, jars)._options
+        settings = settings | DELTA_SETTINGS | delta
     settings |= {
         "spark.connect.grpc.binding.port": str(port),
         "spark.sql.warehouse.dir": str(folder / "warehouse"),

@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BusyError, JobConfig, TableError, microbatch, stream, todo
+from lakescore import BudgetError, BusyError, JobConfig, TableError, microbatch, stream, todo
 from lakescore.purge import purge_target
 from tests.jobs import ROWS, Run
-from tests.spark.test_changes import ONE_SNAPSHOT, a_snapshot_mends, add, changed, content, follow
+from tests.spark.test_changes import (
+    ONE_SNAPSHOT,
+    a_snapshot_mends,
+    add,
+    changed,
+    content,
+    feed,
+    follow,
+)
 from tests.spark.test_recovery import at_step
 
 if TYPE_CHECKING:
@@ -176,3 +184,96 @@ def test_a_run_that_ends_in_an_error_bills_what_spark_has_written_down(
     bills = spark.read.format("delta").load(f"{settings['target']['table']}_runs")
     found = {row.status: row.rows_in for row in bills.collect()}
     assert found == {"failed": len(ROWS), "finished": 0}
+
+
+def as_anew(spark: "SparkSession") -> None:
+    """Let Delta forget the logs that it has read, as a new process has read none."""
+    jvm: Any = spark._jvm
+    jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+
+
+def put_back(spark: "SparkSession", folder: str, copy: str) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    as_anew(spark)
+
+
+def test_a_target_whose_files_were_put_back_is_told(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    run(settings)
+    shutil.copytree(target, f"{target}_copy")
+    add(spark, source, [(100, "late")])
+    assert run(settings).rows_in == 1
+    put_back(spark, target, f"{target}_copy")
+    with pytest.raises(TableError, match=f"was restored to a version that lacks.*{ONE_SNAPSHOT}"):
+        run(settings)
+    a_snapshot_mends(spark, settings, run, rows_in=1)
+
+
+def test_a_target_that_a_clone_took_the_place_of_is_told(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    run(settings)
+    add(spark, source, [(100, "late")])
+    spark.sql(f"CREATE TABLE delta.`{target}_copy` SHALLOW CLONE delta.`{target}`")
+    assert run(settings).rows_in == 1
+    spark.sql(f"DELETE FROM delta.`{target}`")
+    clone = f"CREATE OR REPLACE TABLE delta.`{target}` SHALLOW CLONE delta.`{target}_copy`"
+    spark.sql(clone)
+    with pytest.raises(TableError, match=f"was restored to a version that lacks.*{ONE_SNAPSHOT}"):
+        run(settings)
+    a_snapshot_mends(spark, settings, run, rows_in=1)
+
+
+@pytest.mark.parametrize("changes", ["append", "snapshot"])
+def test_a_source_whose_files_were_put_back_is_told(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, changes: str
+) -> None:
+    source = settings["source"]["table"]
+    shutil.copytree(source, f"{source}_copy")
+    run(settings)
+    add(spark, source, [(100, "late")])
+    run(follow(settings, changes))
+    put_back(spark, source, f"{source}_copy")
+    with pytest.raises(TableError, match=f"an older state of it was put back; {ONE_SNAPSHOT}"):
+        run(settings)
+    a_snapshot_mends(spark, settings, run, rows_in=0)
+
+
+def test_an_empty_change_leaves_a_commit_by_which_the_target_is_known(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source = settings["source"]["table"]
+    feed(spark, source)
+    settings = follow(settings, "cdf")
+    run(settings)
+    for nth in range(2):
+        add(spark, source, [(100 + nth, "gone again")])
+        spark.sql(f"DELETE FROM delta.`{source}` WHERE id >= 100")
+        summary = run(settings)
+        assert (summary.rows_in, summary.rows_deleted) == (0, 0)
+    add(spark, source, [(200, "new")])
+    assert run(settings).rows_in == 1
+
+
+def test_a_history_that_was_cleaned_up_does_not_widen_the_budget(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    run(settings)
+    spark.sql(f"ALTER TABLE delta.`{target}` SET TBLPROPERTIES (delta.checkpointInterval = 1)")
+    spark.sql(f"ALTER TABLE delta.`{target}` SET TBLPROPERTIES (of_another = 1)")
+    *old, _last = sorted(Path(target, "_delta_log").glob("*.json"))
+    for each in old:  # as Delta does after delta.logRetentionDuration
+        each.unlink()
+        Path(each.parent, f".{each.name}.crc").unlink(missing_ok=True)
+    as_anew(spark)
+    spark.createDataFrame([(100, None)], "id long, text string").write.format("delta").mode(
+        "append"
+    ).save(source)
+    with pytest.raises(BudgetError, match="1 of 1 rows failed"):
+        run(changed(settings, limits={"max_error_fraction": 0.5}))
+    assert run(settings).rows_in == 1

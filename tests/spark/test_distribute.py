@@ -59,7 +59,7 @@ CLUSTER = """
 import os, sys, time
 from pathlib import Path
 import lakescore
-from lakescore.distribute import task_device
+from lakescore.distribute import slots_of, task_device
 from lakescore.session import local_session
 
 model, discovery, folder = sys.argv[1:]
@@ -69,11 +69,11 @@ gpus = {
     "spark.executor.resource.gpu.amount": "2",
     "spark.executor.resource.gpu.discoveryScript": discovery,
     "spark.task.resource.gpu.amount": "1",
-    "spark.executor.cores": "2",
+    "spark.executor.cores": "4",
     "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
     "spark.executorEnv.TMPDIR": folder,
 }
-master = "local-cluster[1,2,1024]"
+master = "local-cluster[1,4,1024]"
 with local_session(master=master, settings=gpus, log_file=Path(folder) / "spark.log") as spark:
     def devices(rows):
         list(rows)
@@ -86,6 +86,7 @@ with local_session(master=master, settings=gpus, log_file=Path(folder) / "spark.
             time.sleep(0.1)
         yield device, threads, os.getppid()
 
+    print("slots", slots_of(spark))
     taken = spark.sparkContext.parallelize(range(2), 2).mapPartitions(devices).collect()
     print("devices", sorted(device for device, _, _ in taken), {n for _, n, _ in taken})
 
@@ -109,6 +110,7 @@ def test_each_task_of_an_executor_has_its_own_gpu_and_the_model_is_unpacked_once
     discovery.chmod(0o755)
     printed = run(CLUSTER, str(entity_model), str(discovery), str(tmp_path))
     assert printed.splitlines() == [
+        "slots 2",
         "devices ['cuda:0', 'cuda:1'] {1}",
         "scored 40",
         "unpacked 1 True",

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BudgetError, ConfigError, JobConfig, TableError, rescore_table
+from lakescore import (
+    BudgetError,
+    ConfigError,
+    JobConfig,
+    RefusedRowsError,
+    TableError,
+    rescore_table,
+)
 from tests.jobs import NOW, ROWS, Run
 from tests.spark.test_changes import add, changed, content, feed, follow
 
@@ -262,3 +269,134 @@ def test_bills_that_cannot_be_written_are_an_error_before_anything_is_scored(
     assert content(spark, target) == {}
     shutil.rmtree(bills)
     assert run(settings).rows_in == len(ROWS)
+
+
+def test_rows_without_a_key_are_refused_beside_any_other_change(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    feed(spark, source)
+    settings = follow(settings, "cdf")
+    before = run(settings).rows_in
+    add(spark, source, [(None, "nobody"), (None, "no one")])
+    spark.sql(f"UPDATE delta.`{source}` SET text = 'Anna' WHERE id = 1")
+    with pytest.raises(RefusedRowsError, match=r"source.key \(id\) is null in \d rows"):
+        run(settings)
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE text = 'no one'")
+    with pytest.raises(RefusedRowsError, match=r"source.key \(id\) is null in 1 rows"):
+        run(settings)
+    assert len(content(spark, target)) == before
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id IS NULL")
+    assert run(follow(settings, "snapshot")).rows_in == 1
+    assert content(spark, target) == content(spark, source)
+
+
+def test_columns_of_every_type_are_carried(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    columns = [
+        "id % 2 = 0 AS flag",
+        "CAST(id AS decimal(20, 2)) AS price",
+        "timestamp_millis(id) AS at",
+        "CAST(timestamp_millis(id) AS timestamp_ntz) AS local",
+        "date_from_unix_date(CAST(id AS int)) AS day",
+        "CAST(id AS double) / 3 AS ratio",
+        "CAST(CAST(id AS string) AS binary) AS bytes",
+        "array(id, NULL) AS list",
+        "named_struct('id', id) AS pair",
+        "CAST(id AS tinyint) AS small",
+    ]
+    source = make(spark, settings, "range(2)", *columns, "concat('Anna ', id) AS text")
+    own = {"table": source, "changes": "cdf", "key": ["flag", "price", "at", "local", "day"]}
+    settings = changed(settings, source=own)
+    assert run(settings).rows_in == 2
+    spark.sql(f"UPDATE delta.`{source}` SET text = 'Porto', bytes = X'00' WHERE flag")
+    assert run(settings).rows_in == 1
+    names = ["flag", "price", "local", "bytes", "list", "pair", "ratio", "text"]
+    assert pairs(spark, settings["target"]["table"], names) == pairs(spark, source, names)
+    assert run(follow(settings, "snapshot")).rows_in == 0
+
+
+def test_a_feed_of_columns_that_are_not_carried_may_have_any_name(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    columns = ["id", "concat('Anna ', id) AS text", "'x' AS _change", "id AS net"]
+    source = make(spark, settings, "range(3)", *columns)
+    own = {"table": source, "columns": ["text"], "changes": "cdf"}
+    settings = changed(settings, source=own)
+    assert run(settings).rows_in == 3
+    spark.sql(f"UPDATE delta.`{source}` SET text = 'Porto', _change = 'y' WHERE id = 1")
+    assert run(settings).rows_in == 1
+    assert content(spark, settings["target"]["table"]) == content(spark, source)
+    with pytest.raises(TableError, match="column '_change' has the name of a column that"):
+        run(changed(settings, source=own | {"text": "_change"}))
+    with pytest.raises(TableError, match=r"column 'labels' is map<.*, which cannot be compared"):
+        labels = spark.sql("SELECT map('a', 1) AS labels, 'Anna' AS text")
+        labels.write.format("delta").save(f"{source}_labels")
+        of_labels = {"table": f"{source}_labels", "key": "labels", "changes": "snapshot"}
+        run(changed(settings, source=own | of_labels))
+
+
+def test_a_table_of_others_in_the_place_of_the_bills_is_left_alone(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    bills = f"{settings['target']['table']}_runs"
+    spark.sql(f"CREATE TABLE delta.`{bills}` (id BIGINT, note STRING) USING delta")
+    with pytest.raises(TableError, match=f"^{bills}: is not a table of bills, .*; rename it"):
+        run(settings)
+    assert spark.read.format("delta").load(bills).columns == ["id", "note"]
+
+
+def test_a_target_whose_key_may_not_be_null_evolves(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    from delta.tables import DeltaTable
+
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    run(changed(settings, target={"table": f"{target}_made"}))
+    columns = spark.read.format("delta").load(f"{target}_made").schema
+    columns["id"].nullable = False
+    DeltaTable.create(spark).location(target).addColumns(columns).execute()
+    run(settings)
+    spark.sql(f"ALTER TABLE delta.`{source}` ADD COLUMNS (place string)")
+    spark.sql(f"INSERT INTO delta.`{source}` VALUES (100, 'Anna', 'Porto')")
+    assert run(changed(settings, target={"evolve": True})).rows_in == 1
+    assert ("Porto",) in pairs(spark, target, ["coalesce(place, '')"])
+
+
+def test_a_row_that_is_only_refreshed_keeps_to_the_targets_constraints_and_is_not_logged(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    columns = ["id", "concat('Secret ', id) AS text", "CAST(NULL AS string) AS place"]
+    source, target = make(spark, settings, "range(5)", *columns), settings["target"]["table"]
+    settings = changed(settings, source={"table": source, "changes": "cdf"})
+    run(settings)
+    spark.sql(f"ALTER TABLE delta.`{target}` ADD COLUMNS (checked string)")
+    spark.sql(f"UPDATE delta.`{target}` SET checked = 'yes'")
+    spark.sql(f"ALTER TABLE delta.`{target}` ADD CONSTRAINT seen CHECK (checked = 'yes')")
+    apart = "place IS NULL OR place <> text"
+    spark.sql(f"ALTER TABLE delta.`{target}` ADD CONSTRAINT apart CHECK ({apart})")
+    settings = changed(settings, target={"evolve": True})
+    spark.sql(f"UPDATE delta.`{source}` SET text = 'Mended' WHERE id = 1")
+    assert run(settings).rows_in == 1  # what the target alone has stays
+    spark.sql(f"UPDATE delta.`{source}` SET place = text WHERE id = 2")
+    with pytest.raises(RefusedRowsError, match="drop apart, to which 1 rows do not keep"):
+        run(settings)
+    assert "Secret" not in capfd.readouterr().err
+    assert pairs(spark, target, ["checked", "place"]) == [("yes", None)] * 5
+
+
+def test_texts_that_the_target_lacks_in_part_are_the_sources(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    add(spark, source, [(nth, f"Anna {nth}") for nth in range(100, 103)])
+    run(changed(settings, source={"columns": []}))
+    settings = changed(settings, source={"columns": ["text"]}, target={"evolve": True})
+    add(spark, source, [(200, "new")])
+    run(settings)
+    spark.sql(f"UPDATE delta.`{target}` SET model = map('entities', 'old') WHERE id >= 50")
+    config = JobConfig.parse(settings)
+    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    assert (again.rows_in, again.rows_scored) == (14, 13)  # 50 has no text

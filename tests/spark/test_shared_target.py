@@ -160,3 +160,23 @@ def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
         run(settings)
     assert content(spark, target) == content(spark, source)
     assert run(settings).rows_in == 0
+
+
+def test_a_key_that_came_and_went_in_one_source_is_not_taken_from_another(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, other: dict[str, Any]
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    feed(spark, source)
+    mine = follow(changed(settings, target={"checkpoint": f"{target}_mine"}), "cdf")
+    run(mine)
+    run(other)
+    add(spark, source, [(1000, "mine")])
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 1000")
+    assert run(mine).rows_deleted == 0
+    assert content(spark, target)[1000] == "other"
+    rows = [(1000, "mine"), (1001, "mine")]
+    frame = spark.createDataFrame(rows, "id long, text string").repartition(2, "id")
+    frame.write.format("delta").mode("append").save(source)
+    with pytest.raises(TableError, match=r"1 keys \(id\) are in .*_other, too|have a key \(id\)"):
+        run(changed(mine, source={"max_files": 1}))
+    assert content(spark, target)[1000] == "other"

@@ -92,18 +92,28 @@ def test_every_file_is_a_resource_file_of_the_schema() -> None:
 
 def test_every_resource_is_understood_by_databricks_bundles() -> None:
     pytest.importorskip("databricks.bundles", reason="databricks-bundles is not installed")
-    from databricks.bundles import jobs, pipelines, schemas, volumes
+    from databricks.bundles import (
+        dashboards,
+        experiments,
+        jobs,
+        pipelines,
+        registered_models,
+        schemas,
+        volumes,
+    )
 
-    kinds = {
+    kinds: dict[str, Any] = {
+        "dashboards": dashboards.Dashboard,
+        "experiments": experiments.MlflowExperiment,
         "jobs": jobs.Job,
         "pipelines": pipelines.Pipeline,
+        "registered_models": registered_models.RegisteredModel,
         "schemas": schemas.Schema,
         "volumes": volumes.Volume,
     }
-    assert set(MERGED) - set(kinds) == {"dashboards", "experiments", "registered_models"}
-    for kind, model in kinds.items():
-        for name, values in MERGED[kind].items():
-            assert model.from_dict(values).as_dict().keys() == values.keys(), name
+    for kind, resources in MERGED.items():
+        for name, values in resources.items():
+            assert kinds[kind].from_dict(values).as_dict().keys() == values.keys(), name
 
 
 def test_every_variable_and_resource_that_is_referred_to_is_there() -> None:
@@ -177,7 +187,9 @@ def test_the_parameters_of_each_task_are_understood(job: str, task: dict[str, An
     context = cli.cli.commands[command].make_context(command, arguments)
     given = context.params
     if command == "register":
-        assert given["model"].startswith("/Volumes/")
+        # By itself the job leaves both models as they are.
+        assert given["model"].startswith("/Volumes/") or given["model"] == "none"
+        assert given["registry_uri"] == "databricks-uc"
         return
     model = FinetuneConfig if command == "finetune" else JobConfig
     config: Any = model.load(given["config"], given["overrides"])
@@ -195,6 +207,16 @@ def test_the_tables_of_the_jobs_are_json_of_files_that_are_there() -> None:
     for each in tables:
         assert each.keys() == {"config", "source", "target"}
         assert (ROOT / each["config"]).is_file()
+
+
+def test_where_no_runtime_brings_them_torch_and_transformers_are_those_of_the_default() -> None:
+    pinned = (ROOT / "conf/runtimes/18-lts-ml.txt").read_text("utf-8").split()
+    wanted = [pin for pin in pinned if pin.startswith(("torch==", "transformers=="))]
+    [task] = (task for task in tasks(JOBS["score_cpu"]) if "libraries" in task)
+    pinned = [each["pypi"]["package"] for each in task["libraries"] if "pypi" in each]
+    assert sorted(pinned) == wanted
+    for pipeline in MERGED["pipelines"].values():
+        assert pipeline["environment"]["dependencies"][:-1] == wanted
 
 
 def test_no_file_names_a_workspace() -> None:

@@ -131,6 +131,19 @@ class TestRegister:
         assert sorted((folder / "requirements.txt").read_text("utf-8").split()) == sorted(pins)
         assert not (folder / "model" / "snapshot.json").exists()
 
+    def test_refuses_a_name_of_another_task(
+        self, registered: tracking.RegisteredVersion, tmp_path: Path, cache: Path
+    ) -> None:
+        folder = tiny_model(tmp_path / "mood", head="sequence-classification")
+        other = resolve(str(folder), task="sentiment", cache=cache)
+        with pytest.raises(ModelError) as refused:
+            tracking.register(other, name="ner", alias="champion")
+        assert str(refused.value) == (
+            f"models:/ner/1 is for token-classification, and {other.version} for "
+            "sequence-classification: a job that follows the name would stop; give another name"
+        )
+        assert tracking.find_model("models:/ner@champion").version == "models:/ner/1"
+
     def test_of_the_same_fingerprint_finds_the_version_that_is_there(
         self, registered: tracking.RegisteredVersion, snapshot: Snapshot
     ) -> None:

@@ -72,6 +72,11 @@ def prepare(spark: "SparkSession", target: str) -> None:
         none = spark.createDataFrame([], _SCHEMA)
         committed(spark, table, lambda: append(none, table))
     types = {each.name: each.dataType.simpleString() for each in load(spark, table).schema}
+    if "run_id" not in types:
+        raise TableError(
+            f"{table}: is not a table of bills, as it has no column 'run_id'; rename it, for the "
+            "bills of runs go there"
+        )
     for each in fields(Bill):
         has, wants = types.get(each.name), _TYPES[each.type]
         if has not in (None, wants):

@@ -26,7 +26,6 @@ RESCORE = "rescore"
 DOUBLE = "double"
 # A part of the change feed does not tell what became of a key; the source does.
 UNSURE = "unsure"
-_FEED_COLUMNS = ("_change_type", "_commit_version", "_commit_timestamp")
 
 
 def prepared(rows: "DataFrame", *, carried: Sequence[str], text: str) -> "DataFrame":
@@ -38,13 +37,12 @@ def prepared(rows: "DataFrame", *, carried: Sequence[str], text: str) -> "DataFr
     return chosen.withColumn(HASH, F.xxhash64(quoted(text)))
 
 
-def _without_feed_columns(columns: Sequence[str]) -> list[str]:
-    """Return the columns that a change feed shares with its table."""
-    return [name for name in columns if name not in _FEED_COLUMNS]
-
-
-def net_changes(feed: "DataFrame", key: Sequence[str], *, partly: Collection[int]) -> "DataFrame":
+def net_changes(
+    feed: "DataFrame", key: Sequence[str], names: Sequence[str], *, partly: Collection[int]
+) -> "DataFrame":
     """Return one row for each key in a part of a change feed: its last state, and its `CHANGE`.
+
+    Of the table's columns it has those that are named, the key among them.
 
     A key whose rows were added once more than they were taken away is new, one whose rows were
     added as often was there before. An update that gives a row another key takes one key away and
@@ -54,8 +52,7 @@ def net_changes(feed: "DataFrame", key: Sequence[str], *, partly: Collection[int
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    # By position, as the feed may have columns of any name.
-    names = _without_feed_columns(feed.columns)
+    # By position, as they may have any name.
     numbered = {name: f"column_{nth}" for nth, name in enumerate(names)}
     feed = feed.select(
         *(F.col(quoted(name)).alias(numbered[name]) for name in names),
@@ -96,29 +93,37 @@ def net_changes(feed: "DataFrame", key: Sequence[str], *, partly: Collection[int
     )
 
 
-def resolved(changes: "DataFrame", source: "DataFrame", key: Sequence[str]) -> "DataFrame":
-    """Return changes of which none is `UNSURE`: the source says what those keys are.
+def resolved(unsure: "DataFrame", source: "DataFrame", key: Sequence[str]) -> "DataFrame":
+    """Return what the source says of keys that a change feed is `UNSURE` of; others are left out.
 
-    `source` is the table at the version at which the changes end. Columns that it has not yet are
-    null.
+    `source` is the table at the version at which the changes end.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     keys = [quoted(name) for name in key]
     others = [
-        quoted(name) for name in source.columns if name in changes.columns and name not in key
+        name for name in source.columns if name in unsure.columns and name not in (*key, CHANGE)
     ]
-    unsure = changes.where(F.col(CHANGE) == UNSURE).select(*keys)
+    asked = unsure.where(F.col(CHANGE) == UNSURE).select(*keys)
+    # A null is one, too: a row without a key is refused, if it is still there.
+    same_key = reduce(
+        lambda a, b: a & b,
+        (F.col(f"a.{name}").eqNullSafe(F.col(f"s.{name}")) for name in keys),
+    )
     # The number of a key's rows stands in `CHANGE` until it is known what that makes of them.
-    there = source.select(*keys, *others).join(unsure, [*key], "left_semi")
+    there = source.select(*keys, *map(quoted, others)).alias("s")
+    there = there.join(asked.alias("a"), same_key, "left_semi")
     there = there.withColumn(CHANGE, F.count(F.lit(1)).over(Window.partitionBy(*keys)))
     there = there.dropDuplicates([*key])
-    found = unsure.join(there, [*key], "left").withColumn(
-        CHANGE,
-        F.when(F.col(CHANGE).isNull(), DELETE).when(F.col(CHANGE) > 1, DOUBLE).otherwise(UPDATE),
+    found = asked.alias("a").join(there.alias("s"), same_key, "left")
+    rows = F.col(f"s.{CHANGE}")
+    change = F.when(rows.isNull(), DELETE).when(rows > 1, DOUBLE).otherwise(UPDATE)
+    return found.select(
+        *(F.col(f"a.{name}") for name in keys),
+        *(F.col(f"s.{quoted(name)}") for name in others),
+        change.alias(CHANGE),
     )
-    return changes.where(F.col(CHANGE) != UNSURE).unionByName(found, allowMissingColumns=True)
 
 
 def differences(
@@ -135,7 +140,8 @@ def differences(
     `carried` are the columns that both have, `versions` the tasks' model versions. An `UPDATE` is
     an `INSERT` where the target lacks the key, left out where its text was scored by those
     versions, or a `REFRESH` where only another column changed; other changes stay what they are.
-    `with_deletes`, keys that only the target has are `DELETE`, their other columns null.
+    A `DELETE` of a key that the target has not is left out. `with_deletes`, keys that only the
+    target has are `DELETE`, their other columns null.
     """
     from pyspark.sql import functions as F
 
@@ -154,7 +160,9 @@ def differences(
         mine, its = (_comparable(side(name), kind) for side in (ours, theirs))
         is_same &= mine.eqNullSafe(its)
     change = (
-        F.when(ours(key[0]).isNull(), DELETE)
+        F.when(ours(CHANGE).isNull(), DELETE)
+        # What came and went between two runs the target never had.
+        .when((ours(CHANGE) == DELETE) & theirs(key[0]).isNull(), None)
         .when(ours(CHANGE) != UPDATE, ours(CHANGE))
         .when(theirs(key[0]).isNull(), INSERT)
         .when(~is_scored, UPDATE)

@@ -31,6 +31,7 @@ _CONFLICTS = (
     "DELTA_CONCURRENT_WRITE",
     "DELTA_METADATA_CHANGED",
     "DELTA_PROTOCOL_CHANGED",
+    "DELTA_SCHEMA_CHANGE_SINCE_ANALYSIS",
 )
 
 
@@ -183,6 +184,13 @@ def write_error(place: str, error: Exception) -> TableError | None:
         return TableError(
             f"{place}: the name of one of the source's columns holds a space or one of ,;{{}}()=, "
             "which the target cannot have; leave it out by source.columns"
+        )
+    if "DELTA_FEATURES_REQUIRE_MANUAL_ENABLEMENT" in said:
+        return TableError(
+            f"{place}: has not the table feature that a column of the job's type needs, as "
+            "timestamp_ntz; turn it on (ALTER TABLE … SET TBLPROPERTIES "
+            "('delta.feature.timestampNtz' = 'supported')), leave that column out by "
+            "source.columns, or name another target.table"
         )
     if "No space left on device" in said:
         return TableError(f"{place}: the disk is full; free some room and run the job again")

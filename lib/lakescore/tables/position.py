@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import dataclass, field
+from posixpath import basename
 from typing import TYPE_CHECKING
 
 from lakescore.errors import TableError
-from lakescore.tables.names import lines
+from lakescore.tables.names import folders_in, lines, remove
 from lakescore.tables.source import RECOVER, Source
+from lakescore.tables.stream import Offset
 from lakescore.tables.target import Trace, Writer, trace
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ class Position:
     Attributes:
         folder: its checkpoint.
         starting_version: the version that it begins with if it is new.
-        last: what it committed last.
+        last: what it committed last; None where the target's history does not reach so far back.
     """
 
     folder: str
     starting_version: int | None
-    last: Trace = field(default_factory=Trace)
+    last: Trace | None = field(default_factory=Trace)
 
 
 def check_writer(writer: Writer, job: Writer, target: str) -> None:
@@ -60,7 +62,7 @@ def find(
 
     Raises:
         TableError: the checkpoint was reset, or is older than the target; the source was made
-            anew; the target was restored.
+            anew, or put back; the target was restored.
     """
     if writer is not None and writer.id != source.id:
         raise TableError(f"{source.table}: was made anew since {target} was written; {RECOVER}")
@@ -70,6 +72,8 @@ def find(
         )
     start = None if writer is None or writer.version is None else writer.version + 1
     folder = f"{checkpoint}/stream-{source.id[:8]}" + ("" if start is None else f"-{start}")
+    if start is not None:
+        _check_read(start - 1, source)
     query = query_id(spark, folder)
     known = None if writer is None else writer.query
     if known is not None and query != known:
@@ -80,20 +84,50 @@ def find(
     if query is None:
         return Position(folder, start)
     seen = trace(spark, target, query, source)
-    is_restored = seen.is_restored
-    if known is None:  # the record of a stream that has committed was undone with its rows
-        is_restored = seen.number is not None or bool(lines(spark, f"{folder}/commits"))
+    is_restored, read = seen.is_restored, None
+    last: Trace | None = seen
+    if seen.number is None:
+        has_ended = bool(lines(spark, f"{folder}/commits"))
+        # Without a record of it, that of a stream which has committed was undone with its rows.
+        is_restored |= known is None and has_ended
+        last = None if has_ended else seen
+    else:
+        # Of files that were put back the history tells nothing, but it lacks what came after them.
+        is_restored |= known is None or bool(lines(spark, f"{folder}/commits/{seen.number + 1}"))
+        read = lines(spark, f"{folder}/offsets/{seen.number}")
     if is_restored:
         raise TableError(
             f"{target}: was restored to a version that lacks rows which {checkpoint} says were "
             f"written; {RECOVER}"
         )
-    if seen.number is not None and not lines(spark, f"{folder}/offsets/{seen.number}"):
+    if read:
+        _check_read(Offset.of(json.loads(read[-1])).whole, source)
+    elif seen.number is not None:
         raise TableError(
             f"{checkpoint}: is older than {target}, which has rows that were read since; restore "
             f"its latest state, or {RECOVER}"
         )
-    return Position(folder, start, seen)
+    return Position(folder, start, last)
+
+
+def remove_streams(spark: "SparkSession", checkpoint: str, source: Source) -> None:
+    """Remove what streams over a source remember: a snapshot has read it as a whole."""
+    for folder in folders_in(spark, checkpoint):
+        if basename(folder).startswith(f"stream-{source.id[:8]}"):
+            remove(spark, folder)
+
+
+def _check_read(version: int, source: Source) -> None:
+    """Check that a source still has a version that was read: files may have been put back.
+
+    Raises:
+        TableError: it has not.
+    """
+    if version > source.version:
+        raise TableError(
+            f"{source.table}: is at version {source.version}, and {version} was read already: an "
+            f"older state of it was put back; {RECOVER}"
+        )
 
 
 def query_id(spark: "SparkSession", folder: str) -> str | None:

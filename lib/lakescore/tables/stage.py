@@ -40,12 +40,22 @@ def find(spark: "SparkSession", folder: str) -> Manifest | None:
 
 
 def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
-    """Score a micro-batch into a stage; where another run has just staged it, that one stays."""
+    """Score a micro-batch into a stage; where another run has just staged it, that one stays.
+
+    Raises:
+        BusyError: it did so with other models or settings.
+    """
     try:
         save_aside(scored, folder, userMetadata=json.dumps(asdict(manifest)))
-    except Exception:  # Spark's, Delta's, and Java's own
-        if find(scored.sparkSession, folder) is None:
+    except Exception as error:  # Spark's, Delta's, and Java's own
+        found = find(scored.sparkSession, folder)
+        if found is None:
             raise
+        if found.digest != manifest.digest:
+            raise BusyError(
+                f"{folder}: another run of this job is at work, with other models or settings; "
+                "run this one again when that has ended"
+            ) from error
 
 
 def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None:

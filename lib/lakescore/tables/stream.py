@@ -71,12 +71,15 @@ def offset_of(spark: "SparkSession", stream: str, number: int) -> Offset | None:
 
 
 def rows_expected(
-    spark: "SparkSession", source: str, last: Trace, starting_version: int | None
+    spark: "SparkSession", source: str, last: Trace | None, starting_version: int | None
 ) -> tuple[int, int] | None:
     """Count what an append stream has read, and what it has before it; None if that is unknown.
 
-    `last` is what it committed last. Delta counts rows without reading them.
+    `last` is what it committed last, None if that is not known. Delta counts rows without reading
+    them.
     """
+    if last is None:
+        return None
     try:
         read = last.rows_read
         if last.number is None:

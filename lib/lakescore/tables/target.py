@@ -1,16 +1,21 @@
 """The target: made with all that describes it, or checked, and who writes it."""
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lakescore.config import Write
 from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
+from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
 from lakescore.tables.commits import app_of, committed, note_of, session, set_property, write_error
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
+    Details,
     condition,
     describe,
     exists,
@@ -23,16 +28,22 @@ from lakescore.tables.names import (
     quoted,
 )
 from lakescore.tables.source import Source
-from lakescore.tables.writing import append
+from lakescore.tables.writing import append, same_key
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import DataType, StructType
 
+logger = logging.getLogger(__name__)
+
 _WRITER = "lakescore.writer."
 _CHECK = "delta.constraints."
 _LIMITED = "__CHAR_VARCHAR_TYPE_STRING"
-_CLUSTERED = ("bigint", "int", "smallint", "tinyint", "string", "date", "timestamp", "decimal")
+# What Delta keeps the least and the greatest value of, and clusters by; of others, as booleans and
+# strings with a collation, it refuses to.
+_ORDERED = re.compile(
+    r"tinyint|smallint|int|bigint|float|double|decimal\(.*\)|date|timestamp(_ntz)?|string"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +72,8 @@ def prepare(
     text: str,
     evolve: bool,
     constraints: Mapping[str, str],
-) -> None:
-    """Make the target, or see that rows of `schema` fit the one that is there.
+) -> bool:
+    """Make the target, or see that rows of `schema` fit the one that is there; tell if it gained.
 
     A new one has the comments of `schema`, the `constraints` (name -> expression), and is
     clustered by its key where Delta can. Delta keeps the least and greatest value of some columns
@@ -77,10 +88,14 @@ def prepare(
             raise TableError(f"{table}: is inside another table's log; name a folder of its own")
         with alone(spark, table, wait=True):
             _create(spark, table, schema, key=key, text=text, constraints=constraints)
-    missing = _check_columns(load(spark, table).schema, schema, table, evolve=evolve)
+    there = load(spark, table).schema
+    missing = _check_columns(there, schema, table, evolve=evolve)
     if missing:
-        added = spark.createDataFrame([], type(schema)(missing))
+        # Of rows, even of none, Delta wants the columns that may not be null.
+        required = [each for each in there if not each.nullable]
+        added = spark.createDataFrame([], type(schema)([*required, *missing]))
         committed(spark, table, lambda: append(added, table, mergeSchema="true"))
+    return bool(missing)
 
 
 def _create(
@@ -96,13 +111,11 @@ def _create(
         return
     _check_room(table)
     types = {each.name: each.dataType.simpleString() for each in schema}
-    strings = [each for each in types if types[each] == "string" and each not in key]
+    ordered = [name for name in types if name != text and _ORDERED.fullmatch(types[name])]
     with_statistics = [
         quoted(name)
-        for name, kind in types.items()
-        if name != text
-        and (name not in strings or name == "run_id")
-        and not kind.startswith(("array", "map", "struct", "binary", "variant"))
+        for name in ordered
+        if types[name] != "string" or name in key or name == "run_id"
     ]
     columns = [
         f"{quoted(each.name)} {_ddl(each.dataType)}"
@@ -113,7 +126,7 @@ def _create(
     properties["delta.dataSkippingStatsColumns"] = ",".join(with_statistics)
     properties["delta.enableDeletionVectors"] = "true"
     said = ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
-    clustered = [name for name in key if types[name].startswith(_CLUSTERED) and name != text]
+    clustered = [name for name in key if name in ordered]
     by = f" CLUSTER BY ({', '.join(map(quoted, clustered[:4]))})" if clustered else ""
     try:
         spark.sql(
@@ -173,14 +186,31 @@ def _check_room(target: str) -> None:
         )
 
 
-def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> None:
+def check_constraints(
+    staged: "DataFrame",
+    table: str,
+    how: Write,
+    *,
+    key: Sequence[str],
+    results: Sequence[str],
+    dropped: Sequence[str],
+) -> None:
     """Check rows by the CHECK constraints of others: Delta would log the row that it refuses.
+
+    Args:
+        staged: the target's columns and `CHANGE`.
+        table: the target.
+        how: whether rows are merged with those that are there.
+        key: the target's key.
+        results: the columns that scoring makes.
+        dropped: the target's columns of tasks that the job has not.
 
     Raises:
         RefusedRowsError: a row does not keep to one.
     """
     from pyspark.sql import functions as F
 
+    spark = staged.sparkSession
     properties = describe(spark, table).properties
     checks = {
         name.removeprefix(_CHECK): expression
@@ -189,19 +219,14 @@ def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> N
     }
     if not checks:
         return
-    there = load(spark, table).schema
-    missing = {
-        each.name: F.lit(None).cast(each.dataType)
-        for each in there
-        if each.name not in rows.columns
-    }
+    rows = _after(staged, load(spark, table), how, key=key, results=results, dropped=dropped)
     refused = [
         F.count_if(~F.coalesce(F.expr(expression), F.lit(False))) for expression in checks.values()
     ]
     try:
         # Where ANSI mode has an error, which would quote the row, there is a null without it.
         with session(spark, {"spark.sql.ansi.enabled": "false"}):
-            found = rows.withColumns(missing).agg(*refused).head()
+            found = rows.agg(*refused).head()
     except Exception as error:  # Spark's and Java's own
         names = ", ".join(checks)
         raise RefusedRowsError(
@@ -217,9 +242,47 @@ def check_constraints(spark: "SparkSession", table: str, rows: "DataFrame") -> N
             )
 
 
+def _after(
+    staged: "DataFrame",
+    there: "DataFrame",
+    how: Write,
+    *,
+    key: Sequence[str],
+    results: Sequence[str],
+    dropped: Sequence[str],
+) -> "DataFrame":
+    """Return the rows that a target will have of staged ones, with all of its columns."""
+    from pyspark.sql import functions as F
+
+    mine = staged.where(F.col(CHANGE) != DELETE).alias("s")
+    its = (there if how == "merge" else there.limit(0)).alias("t")
+    change = F.col(f"s.{CHANGE}")
+    is_whole = change.isin(INSERT, UPDATE)
+    is_current = F.col(f"s.{HASH}") == F.col(f"t.{HASH}")  # else its text is another by now
+    columns = []
+    for each in there.schema:
+        old, new = F.col(f"t.{quoted(each.name)}"), F.lit(None).cast(each.dataType)
+        if each.name in staged.columns:
+            new = F.col(f"s.{quoted(each.name)}")
+        if each.name in key:
+            kept = F.lit(False)
+        elif each.name in results or each.name in dropped:
+            kept = change == REFRESH
+        else:
+            kept = change == RESCORE if each.name in staged.columns else F.lit(True)
+        columns.append(F.when(kept, old).otherwise(new).alias(each.name))
+    joined = mine.join(its, same_key(key), "left").where(is_whole | is_current)
+    return joined.select(*columns)
+
+
 def find_writers(spark: "SparkSession", table: str) -> list[Writer]:
-    """Return the jobs that write a target, as its properties have them."""
-    properties = describe(spark, table).properties
+    """Return the jobs that write a target, as its properties have them by now."""
+    return writers_of(describe(spark, table))
+
+
+def writers_of(target: Details) -> list[Writer]:
+    """Return the jobs that write a target."""
+    properties = target.properties
     found = (json.loads(properties[name]) for name in properties if name.startswith(_WRITER))
     return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
 
@@ -239,6 +302,44 @@ def others(writers: Sequence[Writer], source: Source) -> list[Writer]:
     """Return the writers of all other sources."""
     mine = place(source.table)
     return [each for each in writers if each.id != source.id and place(each.source) != mine]
+
+
+def beside(
+    spark: "SparkSession",
+    todo: "DataFrame",
+    other: Writer,
+    source: Source,
+    *,
+    table: str,
+    key: Sequence[str],
+) -> "DataFrame":
+    """Return changes without the deletions of what came into a target from another source.
+
+    Raises:
+        TableError: the other source has a key of the other changes, too.
+    """
+    from pyspark.errors import AnalysisException
+    from pyspark.sql import functions as F
+
+    is_delete = F.col(CHANGE) == DELETE
+    kept = todo.where(~is_delete)
+    try:
+        theirs = load(spark, other.source).select(*map(quoted, key))
+    except (TableError, AnalysisException):
+        logger.warning(
+            "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it",
+            table,
+            other.source,
+            source.table,
+        )
+        return kept
+    if both := kept.join(theirs, [*key], "left_semi").count():
+        raise TableError(
+            f"{source.table}: {both:,} keys ({', '.join(key)}) are in {other.source}, too, "
+            f"which is also scored into {table}; name another target.table for one of them"
+        )
+    gone = todo.where(is_delete).join(theirs, [*key], "left_anti")
+    return kept.unionByName(gone)
 
 
 def register(
@@ -286,8 +387,8 @@ class Trace:
 
     Attributes:
         number: the micro-batch that it committed last; None where it has committed none.
-        is_restored: whether the target was restored to an older version since then, or since the
-            stream was recorded.
+        is_restored: whether the target was restored to an older version, or replaced by a clone,
+            since then or since the stream was recorded.
         rows_read: how many rows of the source it had read by then, if that was known.
     """
 
@@ -308,7 +409,7 @@ def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trac
                 return Trace(note["number"], is_restored, note.get("rows_read"))
             if note.get("source") == source.id:
                 return Trace(None, is_restored)
-            is_restored |= row.operation == "RESTORE"
+            is_restored |= row.operation in ("RESTORE", "CLONE")
     return Trace(None, is_restored)
 
 

@@ -93,7 +93,9 @@ def _overwrite(rows: "DataFrame", table: str) -> None:
     from pyspark.sql import functions as F
 
     if is_path(table):
-        rows.write.format("delta").mode("overwrite").save(table)
+        # All of it, in a session that replaces only the partitions at hand, too.
+        static = {"partitionOverwriteMode": "static"}
+        rows.write.format("delta").mode("overwrite").options(**static).save(table)
     else:  # saveAsTable would make a Delta table anew, or refuse: Spark 3.5
         rows.writeTo(identifier(table)).overwrite(F.lit(True))
 
@@ -123,7 +125,7 @@ def _if_absent(
     from pyspark.sql import functions as F
 
     present = _present(rows, table, key, ranges).withColumn(CHANGE, F.lit(True))
-    joined = rows.alias("s").join(F.broadcast(present).alias("t"), _same(key), "left")
+    joined = rows.alias("s").join(F.broadcast(present).alias("t"), same_key(key), "left")
     is_absent = F.assert_true(F.col(f"t.{CHANGE}").isNull(), F.lit(PRESENT)).isNull()
     return joined.where(is_absent).select("s.*")
 
@@ -141,7 +143,7 @@ def _count_present(
     return f"{found:,} of {new.count():,} new rows have a key ({', '.join(key)})"
 
 
-def _same(key: Sequence[str]) -> "Column":
+def same_key(key: Sequence[str]) -> "Column":
     """Tell rows `s` and `t` of the same key."""
     from pyspark.sql import functions as F
 

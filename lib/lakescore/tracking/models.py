@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lakescore.snapshot import Snapshot
 
 FINGERPRINT_TAG = "lakescore_fingerprint"  # Unity Catalog takes no dots in a tag's key
+_ARCHITECTURE_TAG = "lakescore_architecture"
 _PIPELINES = {
     "token-classification": "token-classification",
     "sequence-classification": "text-classification",
@@ -130,7 +131,8 @@ def register(snapshot: "Snapshot", *, name: str, alias: str | None = None) -> Re
     `name` already is found by its fingerprint, and its version returned.
 
     Raises:
-        ModelError: If the name or the alias is not one, or MLflow cannot be reached.
+        ModelError: If the name or the alias is not one, the name has models of another
+            architecture, or MLflow cannot be reached.
     """
     if not re.fullmatch(r"[^/@:'\"]+", name):
         raise ModelError(
@@ -147,7 +149,7 @@ def register(snapshot: "Snapshot", *, name: str, alias: str | None = None) -> Re
     with model_errors(f"models:/{name}", "check name and alias, and the registry"), quiet():
         mlflow = load_mlflow()
         client = mlflow.MlflowClient()
-        version = _version_with(client, name, snapshot.fingerprint)
+        version = _version_of(client, name, snapshot)
         created = version is None
         if version is None:
             # MLflow prints to the terminal here, not through its loggers.
@@ -160,12 +162,20 @@ def register(snapshot: "Snapshot", *, name: str, alias: str | None = None) -> Re
     return RegisteredVersion(name, version, created)
 
 
-def _version_with(client: Any, name: str, fingerprint: str) -> str | None:
-    """Find the newest version with this fingerprint; Unity Catalog lists versions without tags."""
+def _version_of(client: Any, name: str, snapshot: "Snapshot") -> str | None:
+    """Find the newest version with this fingerprint, under a name that is no other task's."""
     versions = client.search_model_versions(f"name='{name}'")
     for listed in sorted(versions, key=lambda version: -int(version.version)):
+        # Unity Catalog lists versions without their tags.
         tags = listed.tags or client.get_model_version(name, str(listed.version)).tags or {}
-        if tags.get(FINGERPRINT_TAG) == fingerprint and listed.status in ("READY", None):
+        held = tags.get(_ARCHITECTURE_TAG, snapshot.architecture)
+        if held != snapshot.architecture:
+            raise ModelError(
+                f"models:/{name}/{listed.version} is for {held}, and {snapshot.version} for "
+                f"{snapshot.architecture}: a job that follows the name would stop; give another "
+                "name"
+            )
+        if tags.get(FINGERPRINT_TAG) == snapshot.fingerprint and listed.status in ("READY", None):
             return str(listed.version)
     return None
 
@@ -204,7 +214,7 @@ def _version_tags(snapshot: "Snapshot") -> dict[str, str]:
         FINGERPRINT_TAG: snapshot.fingerprint,
         "lakescore_labels": json.dumps(snapshot.labels, ensure_ascii=False),
         "lakescore_source": snapshot.version,
-        "lakescore_architecture": snapshot.architecture,
+        _ARCHITECTURE_TAG: snapshot.architecture,
     }
     return {key: cut(value, _TAG_CHARACTERS) for key, value in tags.items()}
 
