@@ -1,13 +1,15 @@
 """A source, a job's settings, and ways to run it: in the tests' Spark, or on a Connect server."""
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +24,61 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-@pytest.fixture
-def source(spark: "SparkSession", tmp_path: Path) -> str:
-    path = str(tmp_path / "source")
+def make_source(spark: "SparkSession", folder: Path) -> None:
     frame = spark.createDataFrame(ROWS, "id long, text string")
-    frame.write.format("delta").save(path)
-    return path
+    frame.write.format("delta").save(str(folder / "source"))
+
+
+@pytest.fixture
+def source(spark: "SparkSession", tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    if not {"begun", "followed"} & {*request.fixturenames}:
+        make_source(spark, tmp_path)
+    return str(tmp_path / "source")
+
+
+@pytest.fixture(scope="session")
+def first_run(
+    spark: "SparkSession",
+    tmp_path_factory: pytest.TempPathFactory,
+    entity_model: Path,
+    sentiment_model: Path,
+    empty_store: Path,
+) -> Callable[[str], Path]:
+    """The tests' source, and what a first run by some `source.changes` makes of it, done once."""
+
+    @cache
+    def made(changes: str) -> Path:
+        folder = tmp_path_factory.mktemp(changes)
+        make_source(spark, folder)
+        if changes == "cdf":
+            feed = "SET TBLPROPERTIES (delta.enableChangeDataFeed = true)"
+            spark.sql(f"ALTER TABLE delta.`{folder}/source` {feed}")
+        shutil.copy(empty_store, folder / "mlflow.db")
+        settings = settings_of(folder, entity_model, sentiment_model)
+        settings["source"]["changes"] = changes
+        with contextlib.chdir(folder):
+            job = JobConfig.parse(settings)
+            score_table(spark, job, now=NOW, progress=lambda done, total: None)
+        return folder
+
+    return made
+
+
+def copy_tables(made: Path, folder: Path) -> None:
+    for name in ("source", "target", "target_checkpoint", "target_runs"):
+        shutil.copytree(made / name, folder / name)
+
+
+@pytest.fixture
+def begun(first_run: Callable[[str], Path], tmp_path: Path) -> None:
+    """Begin a test after a first run by `append`, with the settings of `settings`."""
+    copy_tables(first_run("append"), tmp_path)
+
+
+@pytest.fixture
+def followed(first_run: Callable[[str], Path], tmp_path: Path) -> None:
+    """Begin a test after a first run by `cdf`, of a source that has a change data feed."""
+    copy_tables(first_run("cdf"), tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +94,19 @@ def settings(
     source: str, tmp_path: Path, entity_model: Path, sentiment_model: Path, empty_store: Path
 ) -> dict[str, Any]:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return settings_of(tmp_path, entity_model, sentiment_model)
+
+
+def settings_of(folder: Path, entity_model: Path, sentiment_model: Path) -> dict[str, Any]:
+    """A job's settings whose tables and store are in a folder."""
     return {
-        "source": {"table": source, "key": "id", "partitions": 2},
-        "target": {"table": str(tmp_path / "target")},
+        "source": {"table": str(folder / "source"), "key": "id", "partitions": 2},
+        "target": {"table": str(folder / "target")},
         "tasks": {
             "entities": {"model": str(entity_model)},
             "sentiment": {"model": str(sentiment_model)},
         },
-        "mlflow": {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "tests"},
+        "mlflow": {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "experiment": "tests"},
     }
 
 

@@ -106,11 +106,11 @@ def test_a_snapshot_scores_what_the_target_lacks_and_nothing_else(
     assert rows[9].run_id != summary.mlflow_run_id == rows[8].run_id
 
 
+@pytest.mark.usefixtures("begun")
 def test_an_overwrite_replaces_the_target_in_one_commit(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id < 30")
     settings = changed(follow(settings, "snapshot"), target={"write": "overwrite"})
     summary = run(settings)
@@ -121,11 +121,11 @@ def test_an_overwrite_replaces_the_target_in_one_commit(
     assert run(settings).rows_in == 0  # neither the source nor a model is new
 
 
+@pytest.mark.usefixtures("begun")
 def test_rows_that_changed_lead_from_append_by_a_snapshot_to_the_change_feed(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 3")
     with pytest.raises(TableError, match=r"source.changes is append; set it to cdf if .* was on"):
         run(settings)
@@ -144,11 +144,11 @@ def test_rows_that_changed_lead_from_append_by_a_snapshot_to_the_change_feed(
     assert content(spark, target) == content(spark, source)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_lost_checkpoint_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     target = settings["target"]["table"]
-    run(settings)
     before = content(spark, target)
     shutil.rmtree(f"{target}_checkpoint")
     with pytest.raises(TableError, match=f"is not the checkpoint that .* or {ONE_SNAPSHOT}"):
@@ -183,13 +183,12 @@ def test_double_and_null_keys_are_refused_with_their_number(
     assert content(spark, target) == content(spark, source)
 
 
+@pytest.mark.usefixtures("followed")
 def test_a_vacuumed_change_feed_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
     settings = follow(settings, "cdf")
-    run(settings)
     spark.sql(f"UPDATE delta.`{source}` SET text = 'Anna' WHERE id = 7")
     spark.sql(f"UPDATE delta.`{source}` SET text = 'Anna in Porto' WHERE id = 7")
     check = "spark.databricks.delta.retentionDurationCheck.enabled"
@@ -203,19 +202,19 @@ def test_a_vacuumed_change_feed_is_an_error_and_a_snapshot_mends_it(
     a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
+@pytest.mark.usefixtures("begun")
 def test_another_key_is_refused(spark: "SparkSession", settings: dict[str, Any], run: Run) -> None:
-    run(settings)
     for changes in ("append", "snapshot"):
         other = changed(settings, source={"key": ["id", "text"], "changes": changes})
         with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, text\)"):
             run(other)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_new_column_stops_the_job_unless_the_target_may_evolve(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     spark.sql(f"ALTER TABLE delta.`{source}` ADD COLUMNS (place string COMMENT 'where')")
     spark.sql(f"INSERT INTO delta.`{source}` VALUES (100, 'new', 'Porto')")
     with pytest.raises(TableError, match=r"'place' is missing, the job's is string; set target.ev"):
@@ -398,10 +397,10 @@ def test_what_does_not_go_together_is_refused(settings: dict[str, Any]) -> None:
         JobConfig.parse(changed(settings, target={"write": "merge"}))
 
 
+@pytest.mark.usefixtures("begun")
 def test_progress_knows_how_many_rows_an_increment_has(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    run(settings)
     add(spark, settings["source"]["table"], [(nth, "good") for nth in range(100, 120)])
     seen: list[tuple[int, int | None]] = []
     run(settings, seen)

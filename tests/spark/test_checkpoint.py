@@ -15,7 +15,6 @@ from tests.spark.test_changes import (
     add,
     changed,
     content,
-    feed,
     follow,
 )
 from tests.spark.test_recovery import at_step
@@ -39,12 +38,12 @@ def stopped_at(
         run(settings)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_checkpoint_older_than_its_target_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
     checkpoint, backup = Path(f"{target}_checkpoint"), tmp_path / "backup"
-    run(settings)
     shutil.copytree(checkpoint, backup)
     add(spark, source, [(100, "new")])
     run(settings)
@@ -103,13 +102,13 @@ def test_a_stage_of_which_files_are_gone_is_scored_anew(
     assert run(settings).rows_in == len(ROWS)
 
 
+@pytest.mark.usefixtures("begun")
 def test_the_text_is_remembered_as_the_key_is(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source = settings["source"]["table"]
     wider = spark.read.format("delta").load(source).selectExpr("*", "text AS body")
     wider.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(source)
-    run(settings)
     with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\); take "):
         run(changed(settings, source={"text": "body"}))
     assert content(spark, settings["target"]["table"]) == dict(ROWS)
@@ -198,11 +197,11 @@ def put_back(spark: "SparkSession", folder: str, copy: str) -> None:
     as_anew(spark)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_target_whose_files_were_put_back_is_told(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     shutil.copytree(target, f"{target}_copy")
     add(spark, source, [(100, "late")])
     assert run(settings).rows_in == 1
@@ -212,11 +211,11 @@ def test_a_target_whose_files_were_put_back_is_told(
     a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_target_that_a_clone_took_the_place_of_is_told(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     add(spark, source, [(100, "late")])
     spark.sql(f"CREATE TABLE delta.`{target}_copy` SHALLOW CLONE delta.`{target}`")
     assert run(settings).rows_in == 1
@@ -243,13 +242,12 @@ def test_a_source_whose_files_were_put_back_is_told(
     a_snapshot_mends(spark, settings, run, rows_in=0)
 
 
+@pytest.mark.usefixtures("followed")
 def test_an_empty_change_leaves_a_commit_by_which_the_target_is_known(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source = settings["source"]["table"]
-    feed(spark, source)
     settings = follow(settings, "cdf")
-    run(settings)
     for nth in range(2):
         add(spark, source, [(100 + nth, "gone again")])
         spark.sql(f"DELETE FROM delta.`{source}` WHERE id >= 100")
@@ -259,11 +257,11 @@ def test_an_empty_change_leaves_a_commit_by_which_the_target_is_known(
     assert run(settings).rows_in == 1
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_history_that_was_cleaned_up_does_not_widen_the_budget(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     spark.sql(f"ALTER TABLE delta.`{target}` SET TBLPROPERTIES (delta.checkpointInterval = 1)")
     spark.sql(f"ALTER TABLE delta.`{target}` SET TBLPROPERTIES (of_another = 1)")
     *old, _last = sorted(Path(target, "_delta_log").glob("*.json"))

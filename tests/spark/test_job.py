@@ -188,10 +188,10 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_scored(
     assert not Path(settings["target"]["table"]).exists()
 
 
+@pytest.mark.usefixtures("begun")
 def test_rows_that_change_in_the_source_stop_the_job_and_no_row_is_quoted(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    run(settings)
     spark.sql(f"delete from delta.`{settings['source']['table']}` where text like 'Maria 7%'")
     with pytest.raises(
         TableError, match=r"/source: rows in it were changed or deleted since"

@@ -95,8 +95,9 @@ def _report(name: str) -> Callable[..., Any]:
 
 def _report_column(name: str, **column: Any) -> Callable[..., Any]:
     def start(spark: "SparkSession", settings: dict[str, Any]) -> Any:
-        score_table(spark, JobConfig.parse(settings), now=NOW, progress=lambda *at: None)
         table = settings["target"]["table"]
+        if not Path(table).exists():
+            score_table(spark, JobConfig.parse(settings), now=NOW, progress=lambda *at: None)
         return write_report(spark, table, Path(f"{table}.html"), **column)
 
     return start

@@ -97,11 +97,11 @@ def test_a_folder_with_the_signs_of_a_pattern_is_as_any_other(
     assert notes.where("userMetadata LIKE '%lakescore-None%'").count() == 0
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_constraint_without_a_value_for_a_row_is_named_and_no_row_is(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     spark.sql(f"DELETE FROM delta.`{target}`")
     spark.sql(f"ALTER TABLE delta.`{target}` ADD CONSTRAINT number CHECK (CAST(text AS int) > 0)")
     add(spark, source, [(100, "secret")])
@@ -110,13 +110,12 @@ def test_a_constraint_without_a_value_for_a_row_is_named_and_no_row_is(
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("followed")
 def test_a_key_that_others_doubled_in_the_target_is_counted_and_a_run_after_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
     settings = follow(settings, "cdf")
-    run(settings)
     spark.sql(f"INSERT INTO delta.`{target}` SELECT * FROM delta.`{target}` WHERE id = 7")
     spark.sql(f"UPDATE delta.`{source}` SET text = 'Anna in Porto' WHERE id = 7")
     for changes in ("cdf", "snapshot"):
@@ -195,11 +194,11 @@ def test_what_changes_inside_maps_is_refreshed_and_what_does_not_is_left(
     assert pairs(spark, settings["target"]["table"], told) == pairs(spark, source, told)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_target_of_varchar_is_refused_since_delta_would_log_what_it_refuses(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     target = settings["target"]["table"]
-    run(settings)
     columns = spark.read.format("delta").load(target).schema
     said = ", ".join(
         f"{each.name} {'varchar(5)' if each.name == 'text' else each.dataType.simpleString()}"

@@ -51,13 +51,12 @@ def at_step(
     monkeypatch.setattr(module, "reached", reached)
 
 
+@pytest.mark.usefixtures("followed")
 def test_a_double_that_came_and_went_between_two_runs_costs_no_row(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
     settings = follow(settings, "cdf")
-    run(settings)
     add(spark, source, [(1, "again"), (2, "again")])
     spark.sql(f"DELETE FROM delta.`{source}` WHERE text = 'again' AND id = 1")
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 2")
@@ -89,13 +88,12 @@ def test_a_table_overwritten_by_itself_is_followed_in_micro_batches_of_one_file(
         run(settings)
 
 
+@pytest.mark.usefixtures("followed")
 def test_a_null_key_that_came_and_went_between_two_runs_is_no_error(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
     settings = follow(settings, "cdf")
-    run(settings)
     spark.sql(f"INSERT INTO delta.`{source}` VALUES (NULL, 'a'), (NULL, 'b')")
     spark.sql(f"UPDATE delta.`{source}` SET id = 500 WHERE text = 'a'")
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id IS NULL")
@@ -122,11 +120,11 @@ def test_rows_of_which_other_columns_changed_keep_their_scores(
     assert rows[4].run_id == first.mlflow_run_id
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_restored_target_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     before = spark.sql(f"DESCRIBE HISTORY delta.`{target}`").first()
     assert before is not None
     add(spark, source, [(100, "new")])
@@ -139,11 +137,11 @@ def test_a_restored_target_is_an_error_and_a_snapshot_mends_it(
     a_snapshot_mends(spark, settings, run, rows_in=2)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_target_that_was_dropped_is_scored_from_the_start(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     shutil.rmtree(target)
     assert run(settings).rows_in == 60
     assert content(spark, target) == content(spark, source)
@@ -246,11 +244,11 @@ def test_columns_with_the_names_of_the_jobs_own_are_refused_or_left_alone(
             assert [row._net for row in target.where("times = 1").collect()] == [70]
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_column_of_another_type_or_name_is_an_error_until_it_is_as_it_was(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     before = content(spark, target)
     for columns, message in (
         (
@@ -303,11 +301,11 @@ def test_a_run_over_its_budget_and_a_snapshot_leave_nothing_in_the_way_of_a_purg
     purge_target(spark, config, retain_hours=0)
 
 
+@pytest.mark.usefixtures("begun")
 def test_notes_of_other_writers_in_the_history_are_no_hindrance(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(settings)
     rows = spark.read.format("delta").load(target).where("id = 1").selectExpr("*")
     for note in ("{not json", "[1]", "{}", "words"):
         rows.limit(0).write.format("delta").mode("append").option("userMetadata", note).save(target)

@@ -143,6 +143,7 @@ def test_a_key_that_comes_into_the_target_just_before_the_commit_is_refused(
     assert not list(Path(f"{target}_mine").glob("*/stage-stream"))  # which holds texts
 
 
+@pytest.mark.usefixtures("followed")
 def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
     spark: "SparkSession",
     settings: dict[str, Any],
@@ -151,9 +152,7 @@ def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
 ) -> None:
     monkeypatch.setattr(failpoints, "UNLOCKED", True)
     source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
     settings = follow(settings, "cdf")
-    run(settings)
     add(spark, source, [(100, "new")])
     at_step(monkeypatch, microbatch, "batch_checked", lambda: run(follow(settings, "snapshot")))
     with pytest.raises(BusyError, match="another run"):

@@ -78,11 +78,11 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on_once_there_is_room(
     assert keys(spark, target) == [row[0] for row in ROWS + MORE]
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_run_that_finds_another_one_at_work_does_nothing(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     target = settings["target"]["table"]
-    run(settings)
     add(spark, settings)
     with (
         held(f"{target}_checkpoint/lock"),
@@ -94,11 +94,11 @@ def test_a_run_that_finds_another_one_at_work_does_nothing(
     assert run(settings).rows_in == len(MORE)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_commit_waits_for_that_of_another_process(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     target = settings["target"]["table"]
-    run(settings)
     add(spark, settings)
     done: list[int] = []
     job = threading.Thread(target=lambda: done.append(run(settings).rows_in))
