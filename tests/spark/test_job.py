@@ -188,10 +188,10 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_scored(
     assert not Path(settings["target"]["table"]).exists()
 
 
-@pytest.mark.usefixtures("begun")
 def test_rows_that_change_in_the_source_stop_the_job_and_no_row_is_quoted(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
+    run(settings)
     spark.sql(f"delete from delta.`{settings['source']['table']}` where text like 'Maria 7%'")
     with pytest.raises(
         TableError, match=r"/source: rows in it were changed or deleted since"
@@ -232,8 +232,15 @@ def test_a_folder_of_other_files_is_no_target(
     before = sorted(folder.iterdir())
     with pytest.raises(TableError, match="is a folder of other files"):
         run(settings)
-    settings["target"]["table"] = settings["source"]["table"] + "/_delta_log/inside"
+    spark.range(3).write.format("delta").save(f"{folder}_other")
+    settings["target"]["table"] = f"{folder}_other/_delta_log/inside"
     with pytest.raises(TableError, match="is inside another table's log"):
+        run(settings)
+    settings["target"]["table"] = settings["source"]["table"] + "/scored"
+    with pytest.raises(ConfigError, match=r"in the source .*, where VACUUM removes it; name"):
+        run(settings)
+    settings["target"] = {"table": f"{folder}_new", "checkpoint": settings["source"]["table"]}
+    with pytest.raises(ConfigError, match=r"in the table .*/source, where VACUUM removes it"):
         run(settings)
     assert sorted(folder.iterdir()) == before
 
