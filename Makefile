@@ -50,7 +50,7 @@ lint: venv ## ruff and mypy alone
 	@$(run) -m ruff check . && $(run) -m ruff format --check . && $(run) -m mypy lib jobs
 
 wheel: venv ## dist/lakescore-….whl, the library alone
-	@rm -rf build/lib build/bdist.*
+	@rm -rf build/lib build/bdist.* dist
 	@$(run) -m build --wheel --no-isolation --outdir dist . >&2
 
 bench-parity: java ## the same rows by transformers.pipeline and by lakescore

@@ -140,7 +140,7 @@ class TargetConfig(Strict):
     """The table to write."""
 
     table: Name | None = None
-    """The Delta table to write; created if it is not there."""
+    """The Delta table to write, made if it is not there; needed by the job."""
     checkpoint: Name | None = None
     """Where Spark remembers what was read. By default beside a target that is named by path;
     a target named by catalog needs one, on a Volume for instance."""
@@ -211,7 +211,8 @@ class MlflowConfig(Strict):
     """Where runs are recorded and models found."""
 
     tracking_uri: Name | None = None
-    """MLflow's store; MLflow's own setting if not given (the workspace, on Databricks)."""
+    """MLflow's store. If not given, the workspace on Databricks; elsewhere `MLFLOW_TRACKING_URI`, or
+    else `sqlite:///mlflow.db` in the folder at hand."""
     registry_uri: Name | None = None
     """The model registry; MLflow's own setting if not given."""
     experiment: Name | None = None

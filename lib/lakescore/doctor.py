@@ -126,11 +126,11 @@ def torch_check(found: str | None, devices: Sequence[tuple[str, str]], problem: 
 
 def transformers_check(found: str | None, kernels: str | None) -> Check:
     """The range that lakescore supports, and CVE-2026-4372: a config.json that runs code."""
-    name, wanted = "transformers", "pip install 'transformers>=4.50,<6'"
+    name, wanted = "transformers", "pip install 'transformers>=4.50,<5.23'"
     if found is None:
         return Check(name=name, status="fail", found="missing", remedy=wanted)
     number = parse(found)
-    if not (4, 50) <= number < (6,):
+    if not (4, 50) <= number < (5, 23):
         return Check(name=name, status="fail", found=found, remedy=wanted)
     if kernels and (4, 56) <= number < (5, 3):
         remedy = (

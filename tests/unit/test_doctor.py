@@ -113,9 +113,9 @@ def test_torch_that_is_missing_old_or_broken_is_one_failure(
     [
         ("4.50.0", None, "ok"),
         ("4.57.1", None, "ok"),
-        ("5.23.0", None, "ok"),
+        ("5.22.2", None, "ok"),
         ("4.49.0", None, "fail"),
-        ("6.0.0", None, "fail"),
+        ("5.23.0", None, "fail"),
         (None, None, "fail"),
         ("4.57.1", "0.4.0", "warn"),
         ("5.2.0", "0.4.0", "warn"),
