@@ -20,8 +20,8 @@ Made from `lib/lakescore/config.py` and `lib/lakescore/finetune/recipe.py` by
 `python scripts/config_reference.py > docs/configuration.md`; a test holds it to them.
 
 A configuration is a YAML file. Any key can be given on the command line, as in
-`--set encoding.dtype=auto`: the value is read as YAML, and a name, a path or another text is taken as it
-is. An unknown key is an error that names the known ones.
+`--set encoding.dtype=auto`: the value is read as YAML, and a name, a path or another text is taken
+as it is. An unknown key is an error that names the known ones.
 """
 
 

@@ -211,8 +211,8 @@ class MlflowConfig(Strict):
     """Where runs are recorded and models found."""
 
     tracking_uri: Name | None = None
-    """MLflow's store. If not given, the workspace on Databricks; elsewhere `MLFLOW_TRACKING_URI`, or
-    else `sqlite:///mlflow.db` in the folder at hand."""
+    """MLflow's store. If not given, the workspace on Databricks; elsewhere `MLFLOW_TRACKING_URI`,
+    or else `sqlite:///mlflow.db` in the folder at hand."""
     registry_uri: Name | None = None
     """The model registry; MLflow's own setting if not given."""
     experiment: Name | None = None
