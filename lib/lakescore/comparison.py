@@ -22,10 +22,13 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     is_overwrite = job.config.write == "overwrite"
     table, version = job.source.table, job.source.version
     recorder.versions = stream.VersionsRead(version, version)
-    before = target.recorded(job.writers, job.source)
+    # In this order: whoever has rows in this version of the target is recorded by then.
+    seen = names.version(spark, job.target)
+    writers = target.find_writers(spark, job.target)
+    before = target.recorded(writers, job.source)
     if before is not None:
         position.check_writer(before, job.writer, job.target)
-    others = target.others(job.writers, job.source)
+    others = target.others(writers, job.source)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
@@ -37,14 +40,16 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     prepared = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     todo = changes.differences(
         prepared,
-        load(spark, job.target, version=job.target_version),
+        load(spark, job.target, version=seen),
         key=job.key,
         carried=job.carried,
         versions=job.plan.versions,
         with_deletes=True,
     )
     for other in others:
-        todo = target.beside(spark, todo, other, job.source, table=job.target, key=job.key)
+        todo = target.beside(
+            spark, todo, other, job.source, table=job.target, key=job.key, again=True
+        )
 
     done = replace(job.writer, version=version)
     begun = replace(job.writer, snapshot=recorder.run.id)
@@ -59,7 +64,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
         def unchanged() -> None:
             is_free()
-            if before and target.was_written(spark, job.target, before, since=job.target_version):
+            if before and target.was_written(spark, job.target, before, since=seen):
                 raise BusyError(
                     f"{job.target}: another run of this job wrote to it while {table} was "
                     "compared with it; run it again"
@@ -76,7 +81,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         assert found is not None  # an aggregate without groups has one row
         if found[0]:
             score_steps(spark, job, recorder, prepared, max_bytes=2**63)
-            recorder.batches.totals.deleted += found[1]
+            recorder.batches.add_deleted(found[1])
     last = begun if recorder.batches.before_first_write is None else before
     if last != done:
         target.register(spark, job.target, done, guard=guard(last))

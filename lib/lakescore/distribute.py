@@ -92,7 +92,8 @@ def slots_of(spark: "SparkSession") -> int:
         # What Spark asks itself before a barrier stage; defaultParallelism counts cores alone.
         context = spark.sparkContext._jsc.sc()
         profile = context.resourceProfileManager().defaultResourceProfile()
-        return int(context.maxNumConcurrentTasks(profile))
+        # None where the only executor has just been lost.
+        return int(context.maxNumConcurrentTasks(profile) or context.defaultParallelism())
     # Connect has no call for it; a range has as many partitions, if it has so many rows.
     parts = spark.range(100_000).select(F.spark_partition_id())
     return int(parts.distinct().count())  # from Connect 3.5 it is one of numpy

@@ -18,8 +18,9 @@ from lakescore.failpoints import reached
 from lakescore.frame import score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
-from lakescore.tables import commits, names, source, stage, target, writing
+from lakescore.tables import commits, names, source, stage, writing
 from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT
+from lakescore.tables.constraints import check_constraints
 from lakescore.tables.names import quoted
 from lakescore.tables.target import Writer
 
@@ -43,7 +44,6 @@ class Job:
         source: the table that is read.
         target: the table that is written.
         target_version: its version before the run.
-        writers: the jobs that had written it by then.
         dropped: its columns of tasks that the job has not.
         checkpoint: the folder of what the job remembers.
         plan: the models.
@@ -55,7 +55,6 @@ class Job:
     source: source.Source
     target: str
     target_version: int
-    writers: tuple[Writer, ...]
     dropped: tuple[str, ...]
     checkpoint: str
     plan: Plan
@@ -183,6 +182,11 @@ class MicroBatches:
             names.remove(spark, self._stages)
             raise
 
+    def add_deleted(self, rows: int) -> None:
+        """Count rows that left the target with the last micro-batch, and were not in it."""
+        if self._pending is not None:
+            self._pending.deleted += rows
+
     def settle(self) -> None:
         """Count the last micro-batch: Spark has written down that it is done."""
         if self._pending is not None:
@@ -238,11 +242,17 @@ class MicroBatches:
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
 
         self._check_keys(staged, groups)
-        target.check_constraints(
+        ends = {
+            name: [row[f"{kind} {name}"] for row in groups for kind in ("least", "greatest")]
+            for name in ranged
+        }
+        of_keys = writing.ranges(ends, job.schema)
+        check_constraints(
             staged,
             job.target,
             self._how,
             key=job.key,
+            ranges=of_keys,
             results=job.results,
             dropped=job.dropped,
         )
@@ -255,10 +265,6 @@ class MicroBatches:
         if self.rows_read is not None:
             self.rows_read += counts.rows
             note["rows_read"] = self.rows_read
-        ends = {
-            name: [row[f"{kind} {name}"] for row in groups for kind in ("least", "greatest")]
-            for name in ranged
-        }
         writing.write(
             staged,
             job.target,
@@ -266,7 +272,7 @@ class MicroBatches:
             commits.Commit(app=transaction.app, number=transaction.number, note=note),
             source=job.source.table,
             key=job.key,
-            ranges=writing.ranges(ends, job.schema),
+            ranges=of_keys,
             results=job.results,
             dropped=job.dropped,
             guard=self.guard,

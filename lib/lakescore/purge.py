@@ -54,7 +54,8 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
         if is_folder(spark, f"{folder}/{STREAM_STAGES}"):
             raise TableError(
                 f"{folder}: holds rows that a run has scored and not committed, since it did not "
-                "end; run `lakescore score` to its end, then purge again"
+                "end; run `lakescore score` to its end, or remove that folder if the job is to run "
+                "no more; then purge again"
             )
         for other in folders_in(spark, checkpoint):
             for left in (f"{other}/{STREAM_STAGES}", f"{other}/{FOLDER}"):

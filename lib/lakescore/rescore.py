@@ -58,10 +58,11 @@ def _again(
 
 def _own(spark: "SparkSession", job: Job, rows: "DataFrame") -> "DataFrame":
     """Return the rows that are of the job's own source, where the target has those of others."""
-    writer = target.recorded(job.writers, job.source)
+    writers = target.find_writers(spark, job.target)
+    writer = target.recorded(writers, job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
-    if not target.others(job.writers, job.source):
+    if not target.others(writers, job.source):
         return rows
     key = [*job.key]
     return rows.join(load(spark, job.source.table).select(*map(quoted, key)), key, "left_semi")

@@ -166,7 +166,6 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             source=found,
             target=to,
             target_version=version,
-            writers=tuple(target.writers_of(at_target)),
             dropped=tuple(
                 name
                 for name in type(config.tasks).model_fields
@@ -180,9 +179,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
 
 
 def _now(spark: "SparkSession", target: str) -> tuple[int, names.Details]:
-    """Return a target's version and details: whoever has rows in that version is recorded there."""
-    version = names.version(spark, target)
-    return version, names.describe(spark, target)
+    """Return a target's version and details."""
+    return names.version(spark, target), names.describe(spark, target)
 
 
 def _constraints(plan: Plan) -> dict[str, str]:

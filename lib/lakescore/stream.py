@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lakescore.errors import TableError
+from lakescore.errors import BusyError, TableError
 from lakescore.failpoints import reached
 from lakescore.microbatch import Job
 from lakescore.run import Recorder
-from lakescore.tables import changes, commits, load, position, stream, target, writing
+from lakescore.tables import changes, commits, load, position, source, stream, target, writing
 from lakescore.tables.changes import CHANGE
 from lakescore.tables.names import lines
 
@@ -23,7 +23,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     config, is_feed = job.config.source, job.config.source.changes == "cdf"
     table, version = job.source.table, job.source.version
-    writer = target.recorded(job.writers, job.source)
+    writer = target.recorded(target.find_writers(spark, job.target), job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
     at = position.find(
@@ -101,6 +101,8 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             seen = _follow(running, recorder, seen)
         _follow(running, recorder, seen)
     except StreamingQueryException as error:
+        if isinstance(source.read_error(str(error), table, job.target), BusyError):
+            committed.clear()  # what is written down is the other run's
         raise (failures[0] if failures else error) from None
     finally:
         running.stop()
@@ -144,7 +146,9 @@ def _followed(
         found = changes.resolved(rows, there, job.key)
         # Not known to be of this source before: they may be another's.
         for other in target.others(target.find_writers(spark, job.target), job.source):
-            found = target.beside(spark, found, other, job.source, table=job.target, key=job.key)
+            found = target.beside(
+                spark, found, other, job.source, table=job.target, key=job.key, again=False
+            )
         rows = rows.where(F.col(CHANGE) != changes.UNSURE)
         rows = rows.unionByName(found, allowMissingColumns=True)
     rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)

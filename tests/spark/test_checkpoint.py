@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BudgetError, BusyError, JobConfig, TableError, microbatch, stream, todo
+from lakescore import (
+    BudgetError,
+    BusyError,
+    JobConfig,
+    TableError,
+    failpoints,
+    microbatch,
+    stream,
+    todo,
+)
 from lakescore.purge import purge_target
+from lakescore.tables import position
 from tests.jobs import ROWS, Run
 from tests.spark.test_changes import (
     ONE_SNAPSHOT,
@@ -132,23 +142,22 @@ def test_a_run_whose_rows_put_aside_were_removed_by_a_faster_one_says_so(
     assert run(settings).rows_in == len(ROWS)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_damaged_file_of_a_checkpoint_is_named_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    for nth, name in enumerate(("commits/0", "metadata")):
-        run(settings)
-        [file] = Path(f"{target}_checkpoint").glob(f"*/stream-*/{name}")
+    add(spark, settings["source"]["table"], [(100, "new")])
+    for name, damage in (("commits/0", ""), ("offsets/0", "v1"), ("metadata", "garbage")):
+        checkpoint = Path(f"{settings['target']['table']}_checkpoint")
+        [file] = checkpoint.glob(f"*/stream-*/{name}")
+        said = file.read_text()
         file.with_name(f".{file.name}.crc").unlink()
-        file.write_text("" if name == "commits/0" else "garbage")
-        add(spark, source, [(100 + nth, "new")])
+        file.write_text(damage)
         with pytest.raises(TableError, match=f"{name}: is not as Spark wrote it.*{ONE_SNAPSHOT}"):
             run(settings)
-        run(follow(settings, "snapshot"))
-        assert not file.exists()
-        add(spark, source, [(200 + nth, "newer")])
-    assert run(settings).rows_in == 1
-    assert content(spark, target) == content(spark, source)
+        if name != "metadata":
+            file.write_text(said)
+    a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
 def test_a_purge_removes_what_was_staged_for_a_former_target(
@@ -275,3 +284,21 @@ def test_a_history_that_was_cleaned_up_does_not_widen_the_budget(
     with pytest.raises(BudgetError, match="1 of 1 rows failed"):
         run(changed(settings, limits={"max_error_fraction": 0.5}))
     assert run(settings).rows_in == 1
+
+
+def test_a_run_that_another_overtakes_is_busy_and_not_told_to_mend(
+    settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at(monkeypatch, "batch_staged", run, settings)
+    monkeypatch.setattr(failpoints, "UNLOCKED", True)
+    trace = position.trace
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(position, "trace", trace)
+        assert run(settings).rows_in == len(ROWS)
+        return trace(*arguments)
+
+    monkeypatch.setattr(position, "trace", overtaken)
+    with pytest.raises(BusyError, match="another run of this job is at work"):
+        run(settings)
+    assert run(settings).rows_in == 0

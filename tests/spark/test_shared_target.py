@@ -1,6 +1,8 @@
 """Targets that several jobs write, at once or in turn: each has its rows, and no other's."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,3 +181,25 @@ def test_a_key_that_came_and_went_in_one_source_is_not_taken_from_another(
     with pytest.raises(TableError, match=r"1 keys \(id\) are in .*_other, too|have a key \(id\)"):
         run(changed(mine, source={"max_files": 1}))
     assert content(spark, target)[1000] == "other"
+
+
+def test_what_left_one_source_stays_where_another_cannot_be_read_until_that_is_mended(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, other: dict[str, Any]
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    feed(spark, source)
+    mine = follow(changed(settings, target={"checkpoint": f"{target}_mine"}), "cdf")
+    run(mine)
+    run(other)
+    add(spark, source, [(5, "double")])
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 5")
+    shutil.move(other["source"]["table"], f"{source}_away")
+    with pytest.raises(TableError, match=r"_other too, which cannot be read.*ALTER TABLE") as it:
+        run(mine)
+    assert 5 in content(spark, target)
+    shutil.move(f"{source}_away", other["source"]["table"])
+    assert run(mine).rows_deleted == 1
+    assert 5 not in content(spark, target)
+    remedy = re.search(r"ALTER TABLE .*", str(it.value))
+    assert remedy
+    spark.sql(remedy[0])

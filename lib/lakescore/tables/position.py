@@ -1,15 +1,17 @@
 """Where a stream over a source goes on, by what the target and the checkpoint remember."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from posixpath import basename
 from typing import TYPE_CHECKING
 
-from lakescore.errors import TableError
+from lakescore.errors import BusyError, TableError
 from lakescore.tables.names import folders_in, lines, remove
+from lakescore.tables.names import version as latest
 from lakescore.tables.source import RECOVER, Source
 from lakescore.tables.stream import Offset
-from lakescore.tables.target import Trace, Writer, trace
+from lakescore.tables.target import Trace, Writer, find_writers, recorded, trace
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -61,6 +63,7 @@ def find(
     the checkpoint: none can be taken for another's.
 
     Raises:
+        BusyError: another run of the same job is at work.
         TableError: the checkpoint was reset, or is older than the target; the source was made
             anew, or put back; the target was restored.
     """
@@ -73,7 +76,7 @@ def find(
     start = None if writer is None or writer.version is None else writer.version + 1
     folder = f"{checkpoint}/stream-{source.id[:8]}" + ("" if start is None else f"-{start}")
     if start is not None:
-        _check_read(start - 1, source)
+        _check_read(spark, start - 1, source)
     query = query_id(spark, folder)
     known = None if writer is None else writer.query
     if known is not None and query != known:
@@ -96,12 +99,13 @@ def find(
         is_restored |= known is None or bool(lines(spark, f"{folder}/commits/{seen.number + 1}"))
         read = lines(spark, f"{folder}/offsets/{seen.number}")
     if is_restored:
+        _check_alone(spark, writer, seen, query, source=source, target=target)
         raise TableError(
             f"{target}: was restored to a version that lacks rows which {checkpoint} says were "
             f"written; {RECOVER}"
         )
     if read:
-        _check_read(Offset.of(json.loads(read[-1])).whole, source)
+        _check_read(spark, _offset(read, f"{folder}/offsets/{seen.number}").whole, source)
     elif seen.number is not None:
         raise TableError(
             f"{checkpoint}: is older than {target}, which has rows that were read since; restore "
@@ -117,13 +121,52 @@ def remove_streams(spark: "SparkSession", checkpoint: str, source: Source) -> No
             remove(spark, folder)
 
 
-def _check_read(version: int, source: Source) -> None:
+def _check_alone(
+    spark: "SparkSession",
+    writer: Writer | None,
+    seen: Trace,
+    query: str,
+    *,
+    source: Source,
+    target: str,
+) -> None:
+    """Check that what is remembered is as it was read: another run may have gone on meanwhile.
+
+    Raises:
+        BusyError: one has.
+    """
+    now = recorded(find_writers(spark, target), source)
+    if now != writer or trace(spark, target, query, source) != seen:
+        raise BusyError(
+            f"{target}: another run of this job is at work; what is not in the target yet, the "
+            "next run scores"
+        )
+
+
+def _offset(said: Sequence[str], file: str) -> Offset:
+    """Return what an offset file says.
+
+    Raises:
+        TableError: it is damaged.
+    """
+    try:
+        return Offset.of(json.loads(said[-1]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: str) -> TableError:
+    return TableError(f"{file}: is not as Spark wrote it; restore target.checkpoint, or {RECOVER}")
+
+
+def _check_read(spark: "SparkSession", version: int, source: Source) -> None:
     """Check that a source still has a version that was read: files may have been put back.
 
     Raises:
         TableError: it has not.
     """
-    if version > source.version:
+    # It may have grown since this run has looked, and another run have read that.
+    if version > source.version and version > latest(spark, source.table):
         raise TableError(
             f"{source.table}: is at version {source.version}, and {version} was read already: an "
             f"older state of it was put back; {RECOVER}"
@@ -142,6 +185,4 @@ def query_id(spark: "SparkSession", folder: str) -> str | None:
     try:
         return str(json.loads(found[0])["id"])
     except (ValueError, KeyError, TypeError) as error:
-        raise TableError(
-            f"{folder}/metadata: is not as Spark wrote it; restore target.checkpoint, or {RECOVER}"
-        ) from error
+        raise _damaged(f"{folder}/metadata") from error

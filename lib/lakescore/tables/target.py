@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lakescore.config import Write
-from lakescore.errors import BusyError, RefusedRowsError, TableError, root_cause
-from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
-from lakescore.tables.commits import app_of, committed, note_of, session, set_property, write_error
+from lakescore.errors import BusyError, TableError, root_cause
+from lakescore.tables.changes import CHANGE, DELETE
+from lakescore.tables.commits import app_of, committed, note_of, set_property, write_error
+from lakescore.tables.constraints import CHECK
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
-    Details,
-    condition,
     describe,
     exists,
     history,
@@ -28,7 +26,7 @@ from lakescore.tables.names import (
     quoted,
 )
 from lakescore.tables.source import Source
-from lakescore.tables.writing import append, same_key
+from lakescore.tables.writing import append
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WRITER = "lakescore.writer."
-_CHECK = "delta.constraints."
 _LIMITED = "__CHAR_VARCHAR_TYPE_STRING"
 # What Delta keeps the least and the greatest value of, and clusters by; of others, as booleans and
 # strings with a collation, it refuses to.
@@ -122,7 +119,7 @@ def _create(
         + (f" COMMENT {literal(comment)}" if (comment := each.metadata.get("comment")) else "")
         for each in schema
     ]
-    properties = {f"{_CHECK}{name}": expression for name, expression in constraints.items()}
+    properties = {f"{CHECK}{name}": expression for name, expression in constraints.items()}
     properties["delta.dataSkippingStatsColumns"] = ",".join(with_statistics)
     properties["delta.enableDeletionVectors"] = "true"
     said = ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
@@ -186,103 +183,9 @@ def _check_room(target: str) -> None:
         )
 
 
-def check_constraints(
-    staged: "DataFrame",
-    table: str,
-    how: Write,
-    *,
-    key: Sequence[str],
-    results: Sequence[str],
-    dropped: Sequence[str],
-) -> None:
-    """Check rows by the CHECK constraints of others: Delta would log the row that it refuses.
-
-    Args:
-        staged: the target's columns and `CHANGE`.
-        table: the target.
-        how: whether rows are merged with those that are there.
-        key: the target's key.
-        results: the columns that scoring makes.
-        dropped: the target's columns of tasks that the job has not.
-
-    Raises:
-        RefusedRowsError: a row does not keep to one.
-    """
-    from pyspark.sql import functions as F
-
-    spark = staged.sparkSession
-    properties = describe(spark, table).properties
-    checks = {
-        name.removeprefix(_CHECK): expression
-        for name, expression in properties.items()
-        if name.startswith(_CHECK) and not name.startswith(f"{_CHECK}lakescore_")
-    }
-    if not checks:
-        return
-    rows = _after(staged, load(spark, table), how, key=key, results=results, dropped=dropped)
-    refused = [
-        F.count_if(~F.coalesce(F.expr(expression), F.lit(False))) for expression in checks.values()
-    ]
-    try:
-        # Where ANSI mode has an error, which would quote the row, there is a null without it.
-        with session(spark, {"spark.sql.ansi.enabled": "false"}):
-            found = rows.agg(*refused).head()
-    except Exception as error:  # Spark's and Java's own
-        names = ", ".join(checks)
-        raise RefusedRowsError(
-            f"{table}: a constraint of it has no value for a row ({condition(error) or 'error'}); "
-            f"drop or change it (of {names}), or take such rows out of the source"
-        ) from None
-    assert found is not None  # an aggregate without groups has one row
-    for name, count in zip(checks, found, strict=True):
-        if count:
-            raise RefusedRowsError(
-                f"{table}: a constraint of it refuses a row; drop {name}, to which {count:,} rows "
-                "do not keep, or take such rows out of the source"
-            )
-
-
-def _after(
-    staged: "DataFrame",
-    there: "DataFrame",
-    how: Write,
-    *,
-    key: Sequence[str],
-    results: Sequence[str],
-    dropped: Sequence[str],
-) -> "DataFrame":
-    """Return the rows that a target will have of staged ones, with all of its columns."""
-    from pyspark.sql import functions as F
-
-    mine = staged.where(F.col(CHANGE) != DELETE).alias("s")
-    its = (there if how == "merge" else there.limit(0)).alias("t")
-    change = F.col(f"s.{CHANGE}")
-    is_whole = change.isin(INSERT, UPDATE)
-    is_current = F.col(f"s.{HASH}") == F.col(f"t.{HASH}")  # else its text is another by now
-    columns = []
-    for each in there.schema:
-        old, new = F.col(f"t.{quoted(each.name)}"), F.lit(None).cast(each.dataType)
-        if each.name in staged.columns:
-            new = F.col(f"s.{quoted(each.name)}")
-        if each.name in key:
-            kept = F.lit(False)
-        elif each.name in results or each.name in dropped:
-            kept = change == REFRESH
-        else:
-            kept = change == RESCORE if each.name in staged.columns else F.lit(True)
-        columns.append(F.when(kept, old).otherwise(new).alias(each.name))
-    joined = mine.join(its, same_key(key), "left").where(is_whole | is_current)
-    return joined.select(*columns)
-
-
 def find_writers(spark: "SparkSession", table: str) -> list[Writer]:
-    """Return the jobs that write a target, as its properties have them by now."""
-    return writers_of(describe(spark, table))
-
-
-def writers_of(target: Details) -> list[Writer]:
-    """Return the jobs that write a target."""
-    properties = target.properties
+    """Return the jobs that write a target, as its properties have them."""
+    properties = describe(spark, table).properties
     found = (json.loads(properties[name]) for name in properties if name.startswith(_WRITER))
     return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
 
@@ -312,11 +215,14 @@ def beside(
     *,
     table: str,
     key: Sequence[str],
+    again: bool,
 ) -> "DataFrame":
     """Return changes without the deletions of what came into a target from another source.
 
+    Where that one cannot be read there are none, if a later run looks `again` at what is to go.
+
     Raises:
-        TableError: the other source has a key of the other changes, too.
+        TableError: the other source has a key of the other changes, too; or it cannot be read.
     """
     from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
@@ -325,7 +231,14 @@ def beside(
     kept = todo.where(~is_delete)
     try:
         theirs = load(spark, other.source).select(*map(quoted, key))
-    except (TableError, AnalysisException):
+    except (TableError, AnalysisException) as error:
+        if not again:
+            name = literal(_WRITER + other.id)
+            raise TableError(
+                f"{table}: holds rows of {other.source} too, which cannot be read, so that it is "
+                f"not known which of them are of {source.table}; let this job read it, or, if it "
+                f"is gone for good, ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES ({name})"
+            ) from error
         logger.warning(
             "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it",
             table,
