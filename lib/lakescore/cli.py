@@ -144,7 +144,7 @@ def retry(config: Path, overrides: tuple[str, ...]) -> None:
 
 def _run_job(run: Callable[..., Any], config: Path, overrides: tuple[str, ...]) -> None:
     """Run one of the jobs that a configuration describes, and print what it did."""
-    from lakescore.run import job_tables
+    from lakescore.places import job_tables
 
     job = JobConfig.load(config, overrides)
     job_tables(job)  # what is missing is said before Spark starts

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
 from lakescore.microbatch import Job
-from lakescore.run import STREAM_STAGES, Recorder
+from lakescore.places import STREAM_STAGES
+from lakescore.run import Recorder
 from lakescore.tables import changes, load, names, position, source, stream, target
 from lakescore.tables.changes import CHANGE
 from lakescore.todo import score_steps

@@ -15,8 +15,9 @@ from lakescore.errors import ModelError
 from lakescore.snapshot import Snapshot, open_snapshot
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
+PARTITIONS_PER_SLOT = 4
 # What this driver has sent already, by application and fingerprint.
 _SENT: dict[tuple[str, str], "Shipped"] = {}
 # What this worker has checked already.
@@ -97,6 +98,11 @@ def slots_of(spark: "SparkSession") -> int:
     # Connect has no call for it; a range has as many partitions, if it has so many rows.
     parts = spark.range(100_000).select(F.spark_partition_id())
     return int(parts.distinct().count())  # from Connect 3.5 it is one of numpy
+
+
+def spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
+    """Divide rows over all the tasks that can run at once: one small file would be one task."""
+    return df.repartition(partitions or slots_of(df.sparkSession) * PARTITIONS_PER_SLOT)
 
 
 def ship(spark: "SparkSession", snapshot: Snapshot) -> Shipped:

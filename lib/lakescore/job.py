@@ -12,8 +12,9 @@ from lakescore.config import JobConfig, check_output
 from lakescore.distribute import is_connect
 from lakescore.errors import LakescoreError, SetupError
 from lakescore.microbatch import Job
+from lakescore.places import STREAM_STAGES
 from lakescore.progress import Progress
-from lakescore.run import STREAM_STAGES, Recorder, RunSummary, opened, recorded, summary_of
+from lakescore.run import Recorder, RunSummary, opened, recorded, summary_of
 from lakescore.stream import score_stream
 from lakescore.tables import commits, source
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tracking
 from lakescore.config import JobConfig, Write
-from lakescore.distribute import slots_of
+from lakescore.distribute import spread
 from lakescore.errors import BudgetError, RefusedRowsError
 from lakescore.failpoints import reached
 from lakescore.frame import score_with
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PARTITIONS_PER_SLOT = 4
 # What the job adds to what scoring makes.
 RUN_COLUMNS = ("model", "run_id", "scored_at")
 
@@ -338,11 +337,6 @@ class MicroBatches:
             "into the target, each with its error); rows that were mended in the source want more: "
             f"{source.RECOVER}"
         )
-
-
-def spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
-    """Divide rows over all the tasks that can run at once: one small file would be one task."""
-    return df.repartition(partitions or slots_of(df.sparkSession) * PARTITIONS_PER_SLOT)
 
 
 def _summed(groups: list["Row"]) -> dict[str, float]:

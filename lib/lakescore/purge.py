@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
-from lakescore.run import STREAM_STAGES, checkpoint_of, folder_in, job_tables
+from lakescore.places import STREAM_STAGES, checkpoint_of, folder_in, job_tables
 from lakescore.tables import describe, folders_in, identifier, is_folder, remove
 from lakescore.tables.commits import committed
 from lakescore.tables.lock import alone

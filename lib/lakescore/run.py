@@ -1,7 +1,6 @@
 """One run of a job: what it works on is checked, what it does is recorded and billed."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from lakescore.errors import ConfigError, LakescoreError
 from lakescore.failpoints import reached
 from lakescore.frame import carried_columns, score_with
 from lakescore.microbatch import Job, MicroBatches
+from lakescore.places import checkpoint_of, folder_in, job_tables
 from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
 from lakescore.tables import HASH, bill, commits, load, names, source, stream, target
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
-
-# In the checkpoint: what a stream has scored and not committed yet.
-STREAM_STAGES = "stage-stream"
 
 _COMMENTS = {
     "entities": "Named entities; text[start:end] is the word",
@@ -58,60 +55,6 @@ class RunSummary:
     rows_deleted: int
     report: str | None
     mlflow_run_id: str
-
-
-def job_tables(config: JobConfig) -> tuple[str, str]:
-    """Return the job's source and target, having checked that it names all that it needs.
-
-    Raises:
-        ConfigError: a table, the key or the checkpoint is missing.
-        TableError: a table's name is none.
-    """
-    at, to = config.source.table, config.target.table
-    if at is None:
-        raise ConfigError("'source.table' is missing; name the Delta table to score")
-    if not config.source.key:
-        raise ConfigError("'source.key' is missing; name the columns that identify a row")
-    if to is not None and names.place(at) == names.place(to):
-        raise ConfigError(f"'target.table' is {to}, the source; name another table")
-    if to is None:
-        raise ConfigError("'target.table' is missing; name the Delta table to write")
-    if names.is_path(to) and _is_inside(to, at, but=".."):
-        raise ConfigError(
-            f"'target.table' is {to}, in the source {at}, where VACUUM removes it; name a folder "
-            "beside it"
-        )
-    if config.target.checkpoint is None and not names.is_path(to):
-        raise ConfigError(
-            f"'target.checkpoint' is missing; {to} is a name in the catalog: give a folder "
-            "that lasts, such as /Volumes/catalog/schema/volume/checkpoint"
-        )
-    return at, to
-
-
-def checkpoint_of(config: JobConfig) -> str:
-    """Return where a job remembers what it read: for a path beside the target, if not given."""
-    at, to = job_tables(config)
-    given = config.target.checkpoint or names.beside(to, "_checkpoint")
-    for table in (at, to):
-        if _is_inside(given, table, but=("..", "_")):
-            raise ConfigError(
-                f"'target.checkpoint' is {given}, in the table {table}, where VACUUM removes it; "
-                f"name a folder beside it, such as {names.beside(to, '_checkpoint')}"
-            )
-    return names.absolute(given)
-
-
-def _is_inside(folder: str, table: str, *, but: str | tuple[str, ...]) -> bool:
-    """Tell a folder that is in a table's, unless the path to it from there begins with `but`."""
-    if not names.is_path(table):
-        return False
-    return not os.path.relpath(names.absolute(folder), names.place(table)).startswith(but)
-
-
-def folder_in(checkpoint: str, target: names.Details) -> str:
-    """Return the folder of a target in a checkpoint, which may be that of several targets."""
-    return f"{checkpoint}/{target.id[:8]}"
 
 
 @contextmanager

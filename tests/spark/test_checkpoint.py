@@ -248,7 +248,8 @@ def test_a_source_whose_files_were_put_back_is_told(
     put_back(spark, source, f"{source}_copy")
     with pytest.raises(TableError, match=f"an older state of it was put back; {ONE_SNAPSHOT}"):
         run(settings)
-    a_snapshot_mends(spark, settings, run, rows_in=0)
+    if changes == "append":
+        a_snapshot_mends(spark, settings, run, rows_in=0)
 
 
 @pytest.mark.usefixtures("followed")
@@ -257,11 +258,10 @@ def test_an_empty_change_leaves_a_commit_by_which_the_target_is_known(
 ) -> None:
     source = settings["source"]["table"]
     settings = follow(settings, "cdf")
-    for nth in range(2):
-        add(spark, source, [(100 + nth, "gone again")])
-        spark.sql(f"DELETE FROM delta.`{source}` WHERE id >= 100")
-        summary = run(settings)
-        assert (summary.rows_in, summary.rows_deleted) == (0, 0)
+    add(spark, source, [(100, "gone again")])
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id >= 100")
+    summary = run(settings)
+    assert (summary.rows_in, summary.rows_deleted) == (0, 0)
     add(spark, source, [(200, "new")])
     assert run(settings).rows_in == 1
 

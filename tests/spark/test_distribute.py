@@ -86,8 +86,8 @@ with local_session(master=master, settings=gpus, log_file=Path(folder) / "spark.
             time.sleep(0.1)
         yield device, threads, os.getppid()
 
-    print("slots", slots_of(spark))
     taken = spark.sparkContext.parallelize(range(2), 2).mapPartitions(devices).collect()
+    print("slots", slots_of(spark))
     print("devices", sorted(device for device, _, _ in taken), {n for _, n, _ in taken})
 
     config = lakescore.JobConfig.parse({"tasks": {"entities": {"model": model}}})

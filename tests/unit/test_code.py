@@ -39,6 +39,7 @@ LAYERS = [
         "job",
         "labelled",
         "microbatch",
+        "places",
         "purge",
         "report",
         "rescore",

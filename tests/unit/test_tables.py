@@ -12,7 +12,7 @@ import pytest
 from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
-from lakescore.run import checkpoint_of
+from lakescore.places import checkpoint_of
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
 from lakescore.tables.names import beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer

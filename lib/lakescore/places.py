@@ -1,0 +1,64 @@
+"""Where a job's tables are, and the folder in which it remembers what it has done."""
+
+import os
+
+from lakescore.config import JobConfig
+from lakescore.errors import ConfigError
+from lakescore.tables import names
+
+# In the checkpoint: what a stream has scored and not committed yet.
+STREAM_STAGES = "stage-stream"
+
+
+def job_tables(config: JobConfig) -> tuple[str, str]:
+    """Return the job's source and target, having checked that it names all that it needs.
+
+    Raises:
+        ConfigError: a table, the key or the checkpoint is missing.
+        TableError: a table's name is none.
+    """
+    at, to = config.source.table, config.target.table
+    if at is None:
+        raise ConfigError("'source.table' is missing; name the Delta table to score")
+    if not config.source.key:
+        raise ConfigError("'source.key' is missing; name the columns that identify a row")
+    if to is not None and names.place(at) == names.place(to):
+        raise ConfigError(f"'target.table' is {to}, the source; name another table")
+    if to is None:
+        raise ConfigError("'target.table' is missing; name the Delta table to write")
+    if names.is_path(to) and _is_inside(to, at, but=".."):
+        raise ConfigError(
+            f"'target.table' is {to}, in the source {at}, where VACUUM removes it; name a folder "
+            "beside it"
+        )
+    if config.target.checkpoint is None and not names.is_path(to):
+        raise ConfigError(
+            f"'target.checkpoint' is missing; {to} is a name in the catalog: give a folder "
+            "that lasts, such as /Volumes/catalog/schema/volume/checkpoint"
+        )
+    return at, to
+
+
+def checkpoint_of(config: JobConfig) -> str:
+    """Return where a job remembers what it read: for a path beside the target, if not given."""
+    at, to = job_tables(config)
+    given = config.target.checkpoint or names.beside(to, "_checkpoint")
+    for table in (at, to):
+        if _is_inside(given, table, but=("..", "_")):
+            raise ConfigError(
+                f"'target.checkpoint' is {given}, in the table {table}, where VACUUM removes it; "
+                f"name a folder beside it, such as {names.beside(to, '_checkpoint')}"
+            )
+    return names.absolute(given)
+
+
+def _is_inside(folder: str, table: str, *, but: str | tuple[str, ...]) -> bool:
+    """Tell a folder that is in a table's, unless the path to it from there begins with `but`."""
+    if not names.is_path(table):
+        return False
+    return not os.path.relpath(names.absolute(folder), names.place(table)).startswith(but)
+
+
+def folder_in(checkpoint: str, target: names.Details) -> str:
+    """Return the folder of a target in a checkpoint, which may be that of several targets."""
+    return f"{checkpoint}/{target.id[:8]}"
