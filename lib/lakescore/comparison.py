@@ -21,11 +21,12 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     from pyspark.sql import functions as F
 
     is_overwrite = job.config.write == "overwrite"
-    table, version = job.source.table, job.source.version
-    recorder.versions = stream.VersionsRead(version, version)
+    table = job.source.table
     # In this order: whoever has rows in this version of the target is recorded by then.
     seen = names.version(spark, job.target)
     writers = target.find_writers(spark, job.target)
+    version = names.version(spark, table)  # not older than what another run may have read by then
+    recorder.versions = stream.VersionsRead(version, version)
     before = target.recorded(writers, job.source)
     if before is not None:
         position.check_writer(before, job.writer, job.target)
@@ -81,8 +82,8 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         found = todo.agg(F.count(F.lit(1)), F.count_if(is_gone)).head()
         assert found is not None  # an aggregate without groups has one row
         if found[0]:
+            recorder.batches.rows_left = found[1]
             score_steps(spark, job, recorder, prepared, max_bytes=2**63)
-            recorder.batches.add_deleted(found[1])
     last = begun if recorder.batches.before_first_write is None else before
     if last != done:
         target.register(spark, job.target, done, guard=guard(last))

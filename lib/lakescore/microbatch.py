@@ -112,7 +112,8 @@ class MicroBatches:
         `budget` is the share of rows that may fail. `before_first_write` is called once, when all
         that could refuse rows has been passed, and `guard` before each attempt to commit: it
         raises where this run is not to write any more. `rows_read` is how many rows of the source
-        a stream has read before, where that is known: the target's history keeps it.
+        a stream has read before, where that is known: the target's history keeps it. `rows_left`
+        is how many rows leave the target with an overwrite, of which they are no part.
         """
         self.job = job
         self.totals = Totals()
@@ -120,6 +121,7 @@ class MicroBatches:
         self.guard: Callable[[], None] = lambda: None
         self.rows_expected: int | None = None
         self.rows_read: int | None = None
+        self.rows_left = 0
         self._run = run
         self._now = now
         self._how = how
@@ -181,11 +183,6 @@ class MicroBatches:
             names.remove(spark, self._stages)
             raise
 
-    def add_deleted(self, rows: int) -> None:
-        """Count rows that left the target with the last micro-batch, and were not in it."""
-        if self._pending is not None:
-            self._pending.deleted += rows
-
     def settle(self) -> None:
         """Count the last micro-batch: Spark has written down that it is done."""
         if self._pending is not None:
@@ -235,7 +232,7 @@ class MicroBatches:
         counts = Totals(
             _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
             sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
-            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE),
+            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE) + self.rows_left,
         )
         if counts.rows != counts.scored + sum(counts.failed.values()):
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")

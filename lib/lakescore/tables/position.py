@@ -71,7 +71,8 @@ def find(
         raise TableError(f"{source.table}: was made anew since {target} was written; {RECOVER}")
     if writer is not None and writer.snapshot is not None:
         raise TableError(
-            f"{target}: a snapshot of {source.table} was begun and has not ended; {RECOVER}"
+            f"{target}: a snapshot of {source.table} was begun and has not ended; if it is not at "
+            f"work, {RECOVER}"
         )
     start = None if writer is None or writer.version is None else writer.version + 1
     folder = f"{checkpoint}/stream-{source.id[:8]}" + ("" if start is None else f"-{start}")
@@ -80,6 +81,7 @@ def find(
     query = query_id(spark, folder)
     known = None if writer is None else writer.query
     if known is not None and query != known:
+        _check_alone(spark, writer, source=source, target=target)
         raise TableError(
             f"{checkpoint}: is not the checkpoint that {target} was written with, which says what "
             f"of {source.table} was read; restore that one, or {RECOVER}"
@@ -99,14 +101,17 @@ def find(
         is_restored |= known is None or bool(lines(spark, f"{folder}/commits/{seen.number + 1}"))
         read = lines(spark, f"{folder}/offsets/{seen.number}")
     if is_restored:
-        _check_alone(spark, writer, seen, query, source=source, target=target)
+        _check_alone(spark, writer, source=source, target=target)
+        if trace(spark, target, query, source) != seen:
+            raise _busy(target)
         raise TableError(
             f"{target}: was restored to a version that lacks rows which {checkpoint} says were "
             f"written; {RECOVER}"
         )
-    if read:
+    if read is not None:
         _check_read(spark, _offset(read, f"{folder}/offsets/{seen.number}").whole, source)
     elif seen.number is not None:
+        _check_alone(spark, writer, source=source, target=target)
         raise TableError(
             f"{checkpoint}: is older than {target}, which has rows that were read since; restore "
             f"its latest state, or {RECOVER}"
@@ -122,25 +127,22 @@ def remove_streams(spark: "SparkSession", checkpoint: str, source: Source) -> No
 
 
 def _check_alone(
-    spark: "SparkSession",
-    writer: Writer | None,
-    seen: Trace,
-    query: str,
-    *,
-    source: Source,
-    target: str,
+    spark: "SparkSession", writer: Writer | None, *, source: Source, target: str
 ) -> None:
-    """Check that what is remembered is as it was read: another run may have gone on meanwhile.
+    """Check that the record of a source is as it was read: another run may have gone on meanwhile.
 
     Raises:
         BusyError: one has.
     """
-    now = recorded(find_writers(spark, target), source)
-    if now != writer or trace(spark, target, query, source) != seen:
-        raise BusyError(
-            f"{target}: another run of this job is at work; what is not in the target yet, the "
-            "next run scores"
-        )
+    if recorded(find_writers(spark, target), source) != writer:
+        raise _busy(target)
+
+
+def _busy(target: str) -> BusyError:
+    return BusyError(
+        f"{target}: another run of this job is at work; what is not in the target yet, the next "
+        "run scores"
+    )
 
 
 def _offset(said: Sequence[str], file: str) -> Offset:
@@ -151,7 +153,7 @@ def _offset(said: Sequence[str], file: str) -> Offset:
     """
     try:
         return Offset.of(json.loads(said[-1]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise _damaged(file) from error
 
 

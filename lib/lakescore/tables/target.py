@@ -219,7 +219,7 @@ def beside(
 ) -> "DataFrame":
     """Return changes without the deletions of what came into a target from another source.
 
-    Where that one cannot be read there are none, if a later run looks `again` at what is to go.
+    Where that one cannot be read there are none, if what is to go is found `again` by a later run.
 
     Raises:
         TableError: the other source has a key of the other changes, too; or it cannot be read.
@@ -236,11 +236,13 @@ def beside(
             name = literal(_WRITER + other.id)
             raise TableError(
                 f"{table}: holds rows of {other.source} too, which cannot be read, so that it is "
-                f"not known which of them are of {source.table}; let this job read it, or, if it "
-                f"is gone for good, ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES ({name})"
+                f"not known which are of {source.table}; let this job read it, or, if it is gone "
+                "for good and its rows are to go with the next snapshot, ALTER TABLE "
+                f"{identifier(table)} UNSET TBLPROPERTIES ({name})"
             ) from error
         logger.warning(
-            "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it",
+            "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it until "
+            "a snapshot that can",
             table,
             other.source,
             source.table,
