@@ -106,21 +106,18 @@ def resolved(unsure: "DataFrame", source: "DataFrame", key: Sequence[str]) -> "D
         name for name in source.columns if name in unsure.columns and name not in (*key, CHANGE)
     ]
     asked = unsure.where(F.col(CHANGE) == UNSURE).select(*keys)
-    # A null is one, too: a row without a key is refused, if it is still there.
-    same_key = reduce(
-        lambda a, b: a & b,
-        (F.col(f"a.{name}").eqNullSafe(F.col(f"s.{name}")) for name in keys),
-    )
+    # A row without a key is refused, if it is still there.
+    same = same_key(key, or_null=True)
     # The number of a key's rows stands in `CHANGE` until it is known what that makes of them.
     there = source.select(*keys, *map(quoted, others)).alias("s")
-    there = there.join(asked.alias("a"), same_key, "left_semi")
+    there = there.join(asked.alias("t"), same, "left_semi")
     there = there.withColumn(CHANGE, F.count(F.lit(1)).over(Window.partitionBy(*keys)))
     there = there.dropDuplicates([*key])
-    found = asked.alias("a").join(there.alias("s"), same_key, "left")
+    found = asked.alias("t").join(there.alias("s"), same, "left")
     rows = F.col(f"s.{CHANGE}")
     change = F.when(rows.isNull(), DELETE).when(rows > 1, DOUBLE).otherwise(UPDATE)
     return found.select(
-        *(F.col(f"a.{name}") for name in keys),
+        *(F.col(f"t.{name}") for name in keys),
         *(F.col(f"s.{quoted(name)}") for name in others),
         change.alias(CHANGE),
     )
@@ -151,7 +148,6 @@ def differences(
     def theirs(name: str) -> "Column":
         return F.col(f"t.{quoted(name)}")
 
-    same_key = reduce(lambda a, b: a & b, (ours(name) == theirs(name) for name in key))
     is_scored = ours(HASH).eqNullSafe(theirs(HASH)) & is_scored_by(versions, "t.model")
     others = [name for name in source.columns if name not in (*key, HASH, CHANGE)]
     is_same = F.lit(True)
@@ -169,11 +165,19 @@ def differences(
         .when(~is_same, REFRESH)
     )
     joined = source.alias("s").join(
-        target.alias("t"), same_key, "full_outer" if with_deletes else "left"
+        target.alias("t"), same_key(key), "full_outer" if with_deletes else "left"
     )
     columns = [F.coalesce(ours(name), theirs(name)).alias(name) for name in key]
     columns += [ours(name) for name in (*others, HASH)]
     return joined.select(*columns, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())
+
+
+def same_key(key: Sequence[str], *, or_null: bool = False) -> "Column":
+    """Tell rows `s` and `t` of the same key; with `or_null` two nulls are the same."""
+    from pyspark.sql import functions as F
+
+    sides = ((F.col(f"s.{quoted(name)}"), F.col(f"t.{quoted(name)}")) for name in key)
+    return reduce(lambda a, b: a & b, (s.eqNullSafe(t) if or_null else s == t for s, t in sides))
 
 
 def is_scored_by(versions: Mapping[str, str], model: str = "model") -> "Column":

@@ -5,10 +5,19 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import Write
 from lakescore.errors import RefusedRowsError
-from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
+from lakescore.tables.changes import (
+    CHANGE,
+    DELETE,
+    HASH,
+    INSERT,
+    REFRESH,
+    RESCORE,
+    UPDATE,
+    same_key,
+)
 from lakescore.tables.commits import session, write_error
 from lakescore.tables.names import condition, describe, load, quoted
-from lakescore.tables.writing import same_key, within
+from lakescore.tables.writing import within
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

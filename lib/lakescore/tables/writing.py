@@ -4,12 +4,20 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from lakescore.config import Write
 from lakescore.errors import RefusedRowsError
-from lakescore.tables.changes import CHANGE, DELETE, HASH, INSERT, REFRESH, RESCORE, UPDATE
+from lakescore.tables.changes import (
+    CHANGE,
+    DELETE,
+    HASH,
+    INSERT,
+    REFRESH,
+    RESCORE,
+    UPDATE,
+    same_key,
+)
 from lakescore.tables.commits import PRESENT, Commit, committed, session
 from lakescore.tables.names import identifier, is_path, literal, load, quoted
 from lakescore.tables.source import UNIQUE
@@ -141,14 +149,6 @@ def _count_present(
     if not found:
         return None
     return f"{found:,} of {new.count():,} new rows have a key ({', '.join(key)})"
-
-
-def same_key(key: Sequence[str]) -> "Column":
-    """Tell rows `s` and `t` of the same key."""
-    from pyspark.sql import functions as F
-
-    pairs = (F.col(f"t.{quoted(name)}") == F.col(f"s.{quoted(name)}") for name in key)
-    return reduce(lambda a, b: a & b, pairs)
 
 
 def _merge(
