@@ -15,7 +15,7 @@ def resolve_dtype(dtype: Dtype, device: "torch.device") -> str:
     if dtype != "auto":
         return dtype
     if device.type == "cuda":
-        # Emulated, as on a T4, it is many times slower than float16.
+        # A T4, which only emulates it, has float16 in hardware.
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if has_bfloat16 else "float16"
     return "bfloat16" if _cpu_has_bfloat16() else "float32"

@@ -96,7 +96,8 @@ def carried_columns(df: "DataFrame", source: SourceConfig, plan: Plan) -> list[s
             )
     made = {name for name, _ in plan.result_columns} | ADDED_COLUMNS
     taken = [name for name in carried if name.lower() in made]
-    taken += [name for name in (source.text,) if name.lower() in OWN_COLUMNS - {TEXT}]
+    if source.text.lower() in OWN_COLUMNS - {TEXT}:
+        taken.append(source.text)
     if taken:
         raise TableError(
             f"source column {taken[0]!r} has the name of a column that scoring adds; rename it, "
