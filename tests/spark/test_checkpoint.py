@@ -17,7 +17,7 @@ from lakescore import (
     todo,
 )
 from lakescore.purge import purge_target
-from lakescore.tables import position
+from lakescore.tables import position, stage
 from tests.jobs import ROWS, Run
 from tests.spark.test_changes import (
     ONE_SNAPSHOT,
@@ -302,3 +302,16 @@ def test_a_run_that_another_overtakes_is_busy_and_not_told_to_mend(
     with pytest.raises(BusyError, match="another run of this job is at work"):
         run(settings)
     assert run(settings).rows_in == 0
+
+
+def test_what_another_run_staged_with_other_settings_is_not_taken_over(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    folder, rows = str(tmp_path / "stage"), spark.range(3)
+    stage.write(rows, folder, stage.Manifest(digest="theirs", target_version=1))
+    stage.write(rows, folder, stage.Manifest(digest="theirs", target_version=2))
+    with pytest.raises(
+        BusyError, match=f"^{folder}: another run .*, with other models or settings"
+    ):
+        stage.write(rows, folder, stage.Manifest(digest="mine", target_version=1))
+    assert stage.find(spark, folder) == stage.Manifest(digest="theirs", target_version=1)

@@ -50,6 +50,18 @@ def shared(
     return mine, other
 
 
+@pytest.fixture
+def following(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, other: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of a job by cdf; the other one has run into its target, too."""
+    feed(spark, settings["source"]["table"])
+    mine = changed(settings, target={"checkpoint": f"{settings['target']['table']}_mine"})
+    run(follow(mine, "cdf"))
+    run(other)
+    return follow(mine, "cdf")
+
+
 def test_a_snapshot_removes_from_a_shared_target_what_is_in_none_of_its_sources(
     spark: "SparkSession",
     settings: dict[str, Any],
@@ -164,41 +176,33 @@ def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
 
 
 def test_a_key_that_came_and_went_in_one_source_is_not_taken_from_another(
-    spark: "SparkSession", settings: dict[str, Any], run: Run, other: dict[str, Any]
+    spark: "SparkSession", run: Run, following: dict[str, Any]
 ) -> None:
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
-    mine = follow(changed(settings, target={"checkpoint": f"{target}_mine"}), "cdf")
-    run(mine)
-    run(other)
+    source, target = following["source"]["table"], following["target"]["table"]
     add(spark, source, [(1000, "mine")])
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 1000")
-    assert run(mine).rows_deleted == 0
+    assert run(following).rows_deleted == 0
     assert content(spark, target)[1000] == "other"
     rows = [(1000, "mine"), (1001, "mine")]
     frame = spark.createDataFrame(rows, "id long, text string").repartition(2, "id")
     frame.write.format("delta").mode("append").save(source)
     with pytest.raises(TableError, match=r"1 keys \(id\) are in .*_other, too|have a key \(id\)"):
-        run(changed(mine, source={"max_files": 1}))
+        run(changed(following, source={"max_files": 1}))
     assert content(spark, target)[1000] == "other"
 
 
 def test_what_left_one_source_stays_where_another_cannot_be_read_until_that_is_mended(
-    spark: "SparkSession", settings: dict[str, Any], run: Run, other: dict[str, Any]
+    spark: "SparkSession", run: Run, other: dict[str, Any], following: dict[str, Any]
 ) -> None:
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
-    mine = follow(changed(settings, target={"checkpoint": f"{target}_mine"}), "cdf")
-    run(mine)
-    run(other)
+    source, target = following["source"]["table"], following["target"]["table"]
     add(spark, source, [(5, "double")])
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 5")
     shutil.move(other["source"]["table"], f"{source}_away")
     with pytest.raises(TableError, match=r"_other too, which cannot be read.*ALTER TABLE") as it:
-        run(mine)
+        run(following)
     assert 5 in content(spark, target)
     shutil.move(f"{source}_away", other["source"]["table"])
-    assert run(mine).rows_deleted == 1
+    assert run(following).rows_deleted == 1
     assert 5 not in content(spark, target)
     remedy = re.search(r"ALTER TABLE .*", str(it.value))
     assert remedy

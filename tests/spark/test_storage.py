@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BusyError, TableError
+from lakescore import BusyError, JobConfig, TableError
+from lakescore.purge import purge_target
 from tests.jobs import ROWS, Run
 
 if TYPE_CHECKING:
@@ -84,11 +85,17 @@ def test_a_run_that_finds_another_one_at_work_does_nothing(
 ) -> None:
     target = settings["target"]["table"]
     add(spark, settings)
-    with (
-        held(f"{target}_checkpoint/lock"),
-        pytest.raises(BusyError, match=r"_checkpoint/lock: another run of this job is at work"),
-    ):
-        run(settings)
+    [stream] = Path(f"{target}_checkpoint").glob("*/stream-*")
+    stream.with_name(
+        "stage-stream"
+    ).mkdir()  # of the one at work, which a purge is not to call dead
+    config = JobConfig.parse(settings)
+    for start in (lambda: run(settings), lambda: purge_target(spark, config, retain_hours=0)):
+        with (
+            held(f"{target}_checkpoint/lock"),
+            pytest.raises(BusyError, match=r"_checkpoint/lock: another run of this job is at work"),
+        ):
+            start()
     assert keys(spark, target) == [row[0] for row in ROWS]
     assert spark.read.format("delta").load(f"{target}_runs").count() == 1
     assert run(settings).rows_in == len(MORE)
