@@ -77,8 +77,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
     if not makes_target:
         load(spark, to)
     found = source.find(spark, at, needs_feed=config.source.changes == "cdf")
-    before = _now(spark, to) if names.exists(spark, to) else None
-    if before is not None and before[1].id == found.id:
+    if names.exists(spark, to) and names.describe(spark, to).id == found.id:
         raise ConfigError(f"'target.table' is {to}, the source; name another table")
     checkpoint = checkpoint_of(config)
     with alone(spark, f"{checkpoint}/lock", wait=False):
@@ -91,7 +90,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         reached("planned")
         carried = carried_columns(rows, config.source, plan)
         schema = _target_schema(rows, carried, config, plan)
-        is_changed = target.prepare(
+        target.prepare(
             spark,
             to,
             schema,
@@ -103,12 +102,12 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         bill.prepare(spark, to)
         reached("target_ready")
         there = load(spark, to).columns
-        version, at_target = _now(spark, to) if before is None or is_changed else before
+        at_target = names.describe(spark, to)
         yield Job(
             config=config,
             source=found,
             target=to,
-            target_version=version,
+            target_version=names.version(spark, to),
             dropped=tuple(
                 name
                 for name in type(config.tasks).model_fields
@@ -119,11 +118,6 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             carried=tuple(carried),
             schema=schema,
         )
-
-
-def _now(spark: "SparkSession", target: str) -> tuple[int, names.Details]:
-    """Return a target's version and details."""
-    return names.version(spark, target), names.describe(spark, target)
 
 
 def _constraints(plan: Plan) -> dict[str, str]:

@@ -69,8 +69,8 @@ def prepare(
     text: str,
     evolve: bool,
     constraints: Mapping[str, str],
-) -> bool:
-    """Make the target, or see that rows of `schema` fit the one that is there; tell if it gained.
+) -> None:
+    """Make the target, or see that rows of `schema` fit the one that is there.
 
     A new one has the comments of `schema`, the `constraints` (name -> expression), and is
     clustered by its key where Delta can. Delta keeps the least and greatest value of some columns
@@ -92,7 +92,6 @@ def prepare(
         required = [each for each in there if not each.nullable]
         added = spark.createDataFrame([], type(schema)([*required, *missing]))
         committed(spark, table, lambda: append(added, table, mergeSchema="true"))
-    return bool(missing)
 
 
 def _create(
