@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -52,6 +52,18 @@ def cli(debug: bool) -> None:
     # Of Ctrl-C it prints a traceback, by the logger of all.
     logging.getLogger().addFilter(lambda said: KeyboardInterrupt not in (said.exc_info or ()))
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def job_options(command: Command) -> Command:
+    """Add a job's configuration, and the options that say what is to be otherwise in it."""
+    command = click.option(
+        "--default",
+        "defaults",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Give a key that the configuration leaves out a value, if it has the key's group.",
+    )(command)
+    return click.argument("config", type=click.Path(path_type=Path))(SET_OPTION(command))
 
 
 def mlflow_options(command: Command) -> Command:
@@ -107,20 +119,18 @@ def session() -> Iterator["SparkSession"]:
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@SET_OPTION
-def score(config: Path, overrides: tuple[str, ...]) -> None:
+@job_options
+def score(config: Path, **given: tuple[str, ...]) -> None:
     """Score what is new in CONFIG's source table into its target."""
     from lakescore.job import score_table
 
-    _run_job(score_table, config, overrides)
+    _run_job(score_table, config, given)
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path))
 @click.option("--stale", is_flag=True, help="The rows of another model version than the current.")
-@SET_OPTION
-def rescore(config: Path, stale: bool, overrides: tuple[str, ...]) -> None:
+@job_options
+def rescore(config: Path, stale: bool, **given: tuple[str, ...]) -> None:
     """Score rows of CONFIG's target again: with --stale, those of another model version."""
     from lakescore.rescore import rescore_table
 
@@ -129,24 +139,23 @@ def rescore(config: Path, stale: bool, overrides: tuple[str, ...]) -> None:
             "which rows? --stale takes those of another model version; to score the whole source "
             "again by the same one, use score with another target.table"
         )
-    _run_job(rescore_table, config, overrides)
+    _run_job(rescore_table, config, given)
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@SET_OPTION
-def retry(config: Path, overrides: tuple[str, ...]) -> None:
+@job_options
+def retry(config: Path, **given: tuple[str, ...]) -> None:
     """Score again the rows of CONFIG's target whose error may pass, as out_of_memory."""
     from lakescore.rescore import retry_table
 
-    _run_job(retry_table, config, overrides)
+    _run_job(retry_table, config, given)
 
 
-def _run_job(run: Callable[..., Any], config: Path, overrides: tuple[str, ...]) -> None:
+def _run_job(run: Callable[..., Any], config: Path, given: Mapping[str, tuple[str, ...]]) -> None:
     """Run one of the jobs that a configuration describes, and print what it did."""
     from lakescore.places import job_tables
 
-    job = JobConfig.load(config, overrides)
+    job = JobConfig.load(config, **given)
     job_tables(job)  # what is missing is said before Spark starts
     job = job.model_copy(update={"mlflow": with_store(job.mlflow)})
     with session() as spark, show_progress() as progress:
@@ -155,7 +164,6 @@ def _run_job(run: Callable[..., Any], config: Path, overrides: tuple[str, ...]) 
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path))
 @click.option(
     "--retain-hours",
     type=click.FloatRange(min=0),
@@ -163,12 +171,12 @@ def _run_job(run: Callable[..., Any], config: Path, overrides: tuple[str, ...]) 
     show_default=True,
     help="Files that the table gave up longer ago are removed; 0 takes older versions at once.",
 )
-@SET_OPTION
-def purge(config: Path, retain_hours: float, overrides: tuple[str, ...]) -> None:
+@job_options
+def purge(config: Path, retain_hours: float, **given: tuple[str, ...]) -> None:
     """Remove from the files of CONFIG's target what was deleted from it."""
     from lakescore.purge import purge_target
 
-    job = JobConfig.load(config, overrides)
+    job = JobConfig.load(config, **given)
     with session() as spark:
         purged = purge_target(spark, job, retain_hours=retain_hours)
     click.echo(json.dumps(asdict(purged), ensure_ascii=False))

@@ -46,8 +46,12 @@ class Strict(BaseModel):
     )
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+    def load(
+        cls, path: str | Path, overrides: Sequence[str] = (), defaults: Sequence[str] = ()
+    ) -> Self:
         """Read a YAML file, apply `key.path=value` overrides, and check every key and value.
+
+        `defaults` are of the same form: values of keys that the groups which are there leave out.
 
         Raises:
             ConfigError: the file cannot be read, a key is unknown or a value does not fit.
@@ -66,8 +70,10 @@ class Strict(BaseModel):
             raise ConfigError(f"{path}{where}: not valid YAML; see conf/ for examples") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: holds no keys; see conf/ for examples")
+        for default in defaults:
+            _apply(values, default, cls, option="--default")
         for override in overrides:
-            _apply(values, override, cls)
+            _apply(values, override, cls, option="--set")
         return cls.parse(values, origin=str(path))
 
     @classmethod
@@ -272,29 +278,32 @@ def output_errors(file: Path) -> Iterator[None]:
         raise ConfigError(f"{file}: {reason}; name a file that can be written") from error
 
 
-def _apply(values: dict[str, Any], override: str, model: type[Strict]) -> None:
-    name, equals, text = override.partition("=")
+def _apply(values: dict[str, Any], given: str, model: type[Strict], *, option: str) -> None:
+    name, equals, text = given.partition("=")
     if not equals or not all(name.split(".")):
-        raise ConfigError(f"--set {override!r}: not of the form key=value; as in target.table=out")
+        raise ConfigError(f"{option} {given!r}: not of the form key=value; as in target.table=out")
     value: object = text
     # A name is taken as it is: in YAML a backtick is no beginning and " #" is an end.
     if text in ("", "null") or text[0] in "'\"" or not _is_text(model, name.split(".")):
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"--set {name}: {text!r} is not a YAML value; quote it") from error
+            raise ConfigError(f"{option} {name}: {text!r} is not a YAML value; quote it") from error
     *parents, last = name.split(".")
     for depth, parent in enumerate(parents):
+        if option == "--default" and values.get(parent) is None:
+            return  # a task that the configuration has not, for instance
         below = values.setdefault(parent, {})
         if below is None:
             below = values[parent] = {}
         if not isinstance(below, dict):
             raise ConfigError(
-                f"--set {name}: {'.'.join(parents[: depth + 1])!r} is the value {below!r}, "
+                f"{option} {name}: {'.'.join(parents[: depth + 1])!r} is the value {below!r}, "
                 "not a group of keys; set the whole of it"
             )
         values = below
-    values[last] = value
+    if option == "--set" or last not in values:
+        values[last] = value
 
 
 def _explain(problem: Any, model: type[Strict]) -> str:

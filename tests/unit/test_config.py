@@ -161,3 +161,23 @@ def test_where_a_file_cannot_be_written_is_said_before_any_work(tmp_path: Path) 
         message = str(raised.value)
         assert message.startswith(f"{wrong}: ")
         assert message.endswith("; name a file that can be written")
+
+
+def test_a_default_is_for_what_a_group_that_is_there_leaves_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "tasks: {entities: {}}\n")
+    models = [f"tasks.{task}.model=models:/{task}@champion" for task in ("entities", "sentiment")]
+    tasks = JobConfig.load(path, defaults=models).tasks
+    assert tasks.entities is not None
+    assert (tasks.entities.model, tasks.sentiment) == ("models:/entities@champion", None)
+
+    path = write(tmp_path, "tasks: {entities: {model: mine}, sentiment: null}\n")
+    tasks = JobConfig.load(path, ["tasks.entities.aggregation=max"], models).tasks
+    assert tasks.entities is not None
+    assert (tasks.entities.model, tasks.sentiment) == ("mine", None)
+    assert tasks.entities.aggregation == "max"
+
+
+def test_a_default_that_fits_nothing_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "tasks: {entities: {model: m}}\n")
+    with pytest.raises(ConfigError, match="--default 'tasks': not of the form key=value"):
+        JobConfig.load(path, defaults=["tasks"])

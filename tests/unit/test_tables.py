@@ -13,6 +13,8 @@ from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
 from lakescore.places import checkpoint_of
+from lakescore.tables import folders_in, is_folder, remove
+from lakescore.tables import names as table_names
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
 from lakescore.tables.names import beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
@@ -235,3 +237,23 @@ def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
 @pytest.mark.parametrize("metadata", [None, "", "words", "{not json", "[1]", "7", "{}"])
 def test_what_other_writers_note_is_no_note(metadata: str | None) -> None:
     assert note_of(metadata) == {}
+
+
+def test_folders_of_a_volume_are_seen_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A stand-in for a workspace, whose Volumes no call of Hadoop's file systems may touch: it has
+    # no JVM at all.
+    monkeypatch.setattr(table_names, "VOLUMES", f"{tmp_path}/")
+    spark: Any = SimpleNamespace()
+    (tmp_path / "volume/stage/part").mkdir(parents=True)
+    (tmp_path / "volume/file").write_text("text")
+    folder = f"dbfs:{tmp_path}/volume"
+    assert is_folder(spark, folder)
+    assert folders_in(spark, folder) == [f"{folder}/stage"]
+    assert table_names.on_this_machine(spark, folder) is None  # no lock of this machine's holds it
+    remove(spark, f"{folder}/stage")
+    assert folders_in(spark, folder) == []
+    remove(spark, f"{folder}/stage")
+    with pytest.raises(TableError, match="volume/file: cannot be removed"):
+        remove(spark, f"{folder}/file")

@@ -26,6 +26,8 @@ _MISSING = frozenset(
     }
 )
 _PARTS = re.compile(r"`(?:[^`]|``)+`|[^`.]+")
+# Databricks shows Volumes as folders, and refuses them to calls of Hadoop's file systems.
+VOLUMES = "/Volumes/"
 
 
 def is_path(table: str) -> bool:
@@ -231,11 +233,10 @@ def version(spark: "SparkSession", table: str) -> int:
 def is_folder(spark: "SparkSession", folder: str) -> bool:
     """Tell whether there is a folder, on any file system that Spark writes to.
 
-    Spark has no call of its own for it, nor for its removal. With Connect there is no JVM to ask;
-    there a folder is on a Volume, which the driver sees as files.
+    Spark has no call of its own for it, nor for its removal.
     """
-    if is_connect(spark):
-        return os.path.isdir(folder)
+    if (seen := _as_files(spark, folder)) is not None:
+        return os.path.isdir(seen)
     path, files = _on_its_file_system(spark, folder)
     return bool(files.exists(path))
 
@@ -244,8 +245,8 @@ def folders_in(spark: "SparkSession", folder: str) -> list[str]:
     """Return the paths of the folders in a folder; none where it is not there."""
     if not is_folder(spark, folder):
         return []
-    if is_connect(spark):
-        names = [each.name for each in os.scandir(folder) if each.is_dir()]
+    if (seen := _as_files(spark, folder)) is not None:
+        names = [each.name for each in os.scandir(seen) if each.is_dir()]
     else:
         path, files = _on_its_file_system(spark, folder)
         there = [each for each in files.listStatus(path) if each.isDirectory()]
@@ -254,12 +255,24 @@ def folders_in(spark: "SparkSession", folder: str) -> list[str]:
 
 
 def remove(spark: "SparkSession", folder: str) -> None:
-    """Remove a folder and all that is in it, if it is there."""
-    if is_connect(spark):
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
+    """Remove a folder and all that is in it, if it is there.
+
+    Raises:
+        TableError: it cannot be removed.
+    """
+    if (seen := _as_files(spark, folder)) is None:
         path, files = _on_its_file_system(spark, folder)
         files.delete(path, True)
+        return
+    try:
+        shutil.rmtree(seen)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise TableError(
+            f"{folder}: cannot be removed ({error.strerror}); let target.checkpoint be a folder "
+            "that this job may write to"
+        ) from error
 
 
 def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
@@ -270,7 +283,7 @@ def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
     Raises:
         TableError: there is no such file system.
     """
-    if is_connect(spark):
+    if _as_files(spark, folder) is not None:
         return None
     try:
         path, files = _on_its_file_system(spark, folder)
@@ -280,7 +293,17 @@ def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
         raise TableError(
             f"{folder}: is of a file system that this Spark does not know ({root_cause(error)})"
         ) from error
-    return str(files.makeQualified(path).toUri().getPath()) if files.getScheme() == "file" else None
+    where = files.makeQualified(path).toUri()
+    return str(where.getPath()) if where.getScheme() == "file" else None
+
+
+def _as_files(spark: "SparkSession", folder: str) -> str | None:
+    """Return a folder's path if the driver is to see it as files; None where Hadoop is asked.
+
+    With Connect there is no JVM to ask, and folders are on Volumes.
+    """
+    path = folder.removeprefix("dbfs:")
+    return path if is_connect(spark) or path.startswith(VOLUMES) else None
 
 
 def _on_its_file_system(spark: "SparkSession", folder: str) -> tuple[Any, Any]:
