@@ -33,6 +33,15 @@ SMALL_JOBS = {
 FAULT_JOBS = BRIEF_JVM | SMALL_JOBS | {"spark.sql.shuffle.partitions": "2"}
 
 
+def brief_spark(folder: Path) -> dict[str, str]:
+    """The environment of a process that starts a Spark of its own, for a minute and small jobs."""
+    conf = folder / "spark-conf"
+    conf.mkdir()
+    lines = (f"{name} {value}\n" for name, value in (SMALL_JOBS | BRIEF_JVM).items())
+    (conf / "spark-defaults.conf").write_text("".join(lines))
+    return {"SPARK_CONF_DIR": str(conf)}
+
+
 # Does tasks in a Spark that is there, as on Databricks: SQL, and files of jobs/.
 DRIVER = """
 import contextlib, io, json, os, runpy, sys

@@ -61,20 +61,22 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     recorder.batches.guard = guard(begun)
 
-    def begin() -> None:
-        is_free = guard(before)
+    def register(writer: target.Writer, *, in_place_of: target.Writer | None) -> None:
+        is_free, is_first = guard(in_place_of), in_place_of == before
 
         def unchanged() -> None:
             is_free()
-            if before and target.was_written(spark, job.target, before, since=seen):
+            if before and target.was_written(
+                spark, job.target, before, since=seen, registered=is_first
+            ):
                 raise BusyError(
                     f"{job.target}: another run of this job wrote to it while {table} was "
                     "compared with it; run it again"
                 )
 
-        target.register(spark, job.target, begun, guard=unchanged)
+        target.register(spark, job.target, writer, guard=unchanged)
 
-    recorder.batches.before_first_write = begin
+    recorder.batches.before_first_write = lambda: register(begun, in_place_of=before)
     if not is_overwrite:
         score_steps(spark, job, recorder, todo, max_bytes=job.config.source.max_bytes)
     else:
@@ -86,7 +88,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             score_steps(spark, job, recorder, prepared, max_bytes=2**63)
     last = begun if recorder.batches.before_first_write is None else before
     if last != done:
-        target.register(spark, job.target, done, guard=guard(last))
+        register(done, in_place_of=last)
     # The stream begins anew, in a folder of its own.
     names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")
     position.remove_streams(spark, job.checkpoint, job.source)

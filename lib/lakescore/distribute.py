@@ -1,6 +1,5 @@
 """A snapshot on every executor: by broadcast, or as an artifact where there is only Connect."""
 
-import fcntl
 import io
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import ModelError
+from lakescore.locks import locked
 from lakescore.snapshot import Snapshot, open_snapshot
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class Shipped:
 
     def _unpack(self, folder: Path) -> None:
         """Unpack aside and rename, one worker of a host at a time, if no other has done it."""
-        with (folder.parent / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(str(folder.parent / ".lock"), wait=True, is_file=True):
             if self._is_whole(folder):
                 return
             shutil.rmtree(folder, ignore_errors=True)  # a cleaner of /tmp may have left a part

@@ -84,7 +84,7 @@ def without_words() -> Iterator[None]:
 def root_cause(error: Exception) -> str:
     """Say in one line what was raised; of an error of Java's, its deepest cause.
 
-    What Spark says of a plan it says in full; of what it met in a row, which it may quote, by name.
+    Errors of analysis are said in full; those of a run, which may quote a row, by their name alone.
     """
     cause: Any = getattr(error, "java_exception", None)
     while cause is not None and cause.getCause() is not None:

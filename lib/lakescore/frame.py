@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-# Columns that the job has of its own on the way, and those that it adds to `Plan.result_columns`.
+# What comes beside `Plan.result_columns`: which models made them, and in which run of a job.
+RUN_COLUMNS = ("model", "run_id", "scored_at")
+# Columns that the job has of its own on the way, and all that are not the source's.
 OWN_COLUMNS = frozenset((HASH, CHANGE, STEP, TEXT))
-ADDED_COLUMNS = OWN_COLUMNS | {"model", "run_id", "scored_at"}
+ADDED_COLUMNS = OWN_COLUMNS.union(RUN_COLUMNS)
 
 
 def score(df: "DataFrame", config: JobConfig) -> "DataFrame":

@@ -44,7 +44,7 @@ class IsolatedScorer:
         """
         try:
             for column in columns:
-                yield _joined([self._lost(1)], 0) if not len(column) else self._score(column)
+                yield self._score(column) if len(column) else _joined([self._lost()], rows=0)
         finally:
             self._stop()
 
@@ -67,7 +67,7 @@ class IsolatedScorer:
                 elif deaths + 1 < DEATHS:
                     waiting.appendleft((begin, end, deaths + 1))
                 else:
-                    parts.append(self._lost(1))
+                    parts.append(self._lost())
         return _joined(parts, len(column))
 
     def _child(self) -> ProcessPoolExecutor:
@@ -92,14 +92,14 @@ class IsolatedScorer:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _lost(self, rows: int) -> Results:
-        detail = "the process that scored this text died of it"
-        code = pa.array([str(ErrorCode.WORKER_LOST)] * rows, pa.string())
+    def _lost(self) -> Results:
+        """Return what is told of one row."""
+        told = (str(ErrorCode.WORKER_LOST), "the process that scored this text died of it")
         error = pa.StructArray.from_arrays(
-            [code, pa.array([detail] * rows, pa.string())], fields=list(ERROR_TYPE)
+            [pa.array([each], pa.string()) for each in told], fields=list(ERROR_TYPE)
         )
-        columns = {name: pa.nulls(rows, kind) for name, kind in self._kinds.items()}
-        return Results(columns, pa.array([0] * rows, pa.int32()), error)
+        columns = {name: pa.nulls(1, kind) for name, kind in self._kinds.items()}
+        return Results(columns, pa.array([0], pa.int32()), error)
 
 
 def _joined(parts: list[Results], rows: int) -> Results:

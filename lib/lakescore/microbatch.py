@@ -15,7 +15,7 @@ from lakescore.config import JobConfig, Write
 from lakescore.distribute import spread
 from lakescore.errors import BudgetError, RefusedRowsError
 from lakescore.failpoints import reached
-from lakescore.frame import score_with
+from lakescore.frame import RUN_COLUMNS, score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
 from lakescore.tables import commits, names, source, stage, writing
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 logger = logging.getLogger(__name__)
-
-# What the job adds to what scoring makes.
-RUN_COLUMNS = ("model", "run_id", "scored_at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +140,6 @@ class MicroBatches:
         app: str,
         number: int,
         *,
-        text: str,
         expected: Callable[[], int | None],
     ) -> None:
         """Score rows and commit them to the target, unless a run before has done so.
@@ -152,7 +148,6 @@ class MicroBatches:
             rows: the target's carried columns, `HASH`, `CHANGE`, and the text.
             app: the application that numbers its micro-batches.
             number: the micro-batch's, from 0 on.
-            text: the column to score.
             expected: counts the rows from this micro-batch on, or None where that cannot be known.
 
         Raises:
@@ -172,7 +167,7 @@ class MicroBatches:
         if staged is None or staged.digest != self.job.digest:
             if staged is not None:
                 names.remove(spark, folder)
-            self._stage(rows, folder, text)
+            self._stage(rows, folder)
         reached("batch_staged")
         if self.rows_expected is None and (ahead := expected()) is not None:
             self.rows_expected = self.totals.rows + ahead
@@ -207,14 +202,14 @@ class MicroBatches:
             self._pending = Totals(found["sums"], found["refreshed"], found["deleted"])
         return found is not None
 
-    def _stage(self, rows: "DataFrame", folder: str, text: str) -> None:
+    def _stage(self, rows: "DataFrame", folder: str) -> None:
         from pyspark.sql import functions as F
 
         job = self.job
         is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
         carried = [name for name in rows.columns if name in {*job.carried, HASH, CHANGE}]
         given = spread(rows, job.config.source.partitions)
-        given = given.withColumn(TEXT, F.when(is_scored, F.col(quoted(text))))
+        given = given.withColumn(TEXT, F.when(is_scored, F.col(quoted(job.config.source.text))))
         scored = score_with(
             job.plan, given, carried=carried, text=TEXT, rows_done=self._rows_done
         ).withColumns({"run_id": F.lit(self._run.id), "scored_at": F.lit(self._now)})
@@ -341,6 +336,6 @@ def _summed(groups: list["Row"]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for row in groups:
         for name, value in row.asDict().items():
-            if isinstance(value, float) and not name.startswith(("least ", "greatest ")):
+            if isinstance(value, float):  # as sums alone are: no key of that type has its ends told
                 sums[name] = sums.get(name, 0.0) + value
     return sums

@@ -1,8 +1,6 @@
 """Forgetting: what was deleted from a target leaves its files, too."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +9,7 @@ from lakescore.config import JobConfig
 from lakescore.errors import TableError
 from lakescore.places import STREAM_STAGES, checkpoint_of, folder_in, job_tables
 from lakescore.tables import describe, folders_in, identifier, is_folder, remove
-from lakescore.tables.commits import committed
+from lakescore.tables.commits import committed, with_settings
 from lakescore.tables.lock import alone
 from lakescore.todo import FOLDER
 
@@ -50,7 +48,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
     checkpoint = checkpoint_of(config)
     folder = folder_in(checkpoint, describe(spark, target))
     is_shared = config.target.checkpoint is not None
-    with alone(spark, f"{checkpoint}/lock", wait=False), _any_retention(spark):
+    with alone(spark, f"{checkpoint}/lock", wait=False):
         if is_folder(spark, f"{folder}/{STREAM_STAGES}"):
             raise TableError(
                 f"{folder}: holds rows that a run has scored and not committed, since it did not "
@@ -79,18 +77,6 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
 
 
 def _execute(spark: "SparkSession", statement: str) -> None:
-    spark.sql(statement).collect()
-
-
-@contextmanager
-def _any_retention(spark: "SparkSession") -> Iterator[None]:
-    """Let VACUUM go below a week: whoever gives the hours has thought of other readers."""
-    before = spark.conf.get(_CHECK, None)
-    spark.conf.set(_CHECK, "false")
-    try:
-        yield
-    finally:
-        if before is None:
-            spark.conf.unset(_CHECK)
-        else:
-            spark.conf.set(_CHECK, before)
+    # VACUUM may go below a week: whoever gives the hours has thought of other readers.
+    with with_settings(spark, {_CHECK: "false"}):
+        spark.sql(statement).collect()

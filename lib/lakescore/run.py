@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lakescore import tracking
 from lakescore.config import JobConfig, Write
 from lakescore.distribute import is_connect
-from lakescore.errors import ConfigError, LakescoreError
+from lakescore.errors import ConfigError, LakescoreError, TableError
 from lakescore.failpoints import reached
 from lakescore.frame import carried_columns, score_with
 from lakescore.microbatch import Job, MicroBatches
@@ -73,7 +73,6 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
     """
     at, to = job_tables(config)
     commits.check_settings(spark)
-    rows = load(spark, at)
     if not makes_target:
         load(spark, to)
     found = source.find(spark, at, needs_feed=config.source.changes == "cdf")
@@ -88,6 +87,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         )
         plan = make_plan(spark, config.tasks, config.encoding)
         reached("planned")
+        rows = load(spark, at)  # after what takes long: with the columns that it has by now
         carried = carried_columns(rows, config.source, plan)
         schema = _target_schema(rows, carried, config, plan)
         target.prepare(
@@ -217,7 +217,12 @@ def recorded(
                 said = unwritten if isinstance(unwritten, LakescoreError) else type(unwritten)
                 logger.warning("the run's bill was not written: %s", said)
             raise
-        _write_bill(spark, job, command, recorder, now, None)
+        try:
+            _write_bill(spark, job, command, recorder, now, None)
+        except TableError as error:
+            raise TableError(
+                f"{error}; all rows are in {job.target}, only the bill of this run is missing"
+            ) from error
         reached("bill_written")
 
 

@@ -11,6 +11,7 @@ from lakescore.run import Recorder
 from lakescore.tables import changes, commits, load, position, stream, target, writing
 from lakescore.tables.changes import CHANGE
 from lakescore.tables.names import lines
+from lakescore.tables.source import RECOVER
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -81,7 +82,6 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                 _followed(spark, rows, number, at, job) if is_feed else _added(rows, job),
                 commits.app_of(query_id()),
                 number,
-                text=config.text,
                 expected=expected,
             )
             committed.append(number)
@@ -135,24 +135,28 @@ def _followed(
     names = dict.fromkeys([*job.carried, job.config.source.text])
     rows = changes.net_changes(feed, job.key, [*names], partly=parts)
     ranged = writing.ranged(job.schema, job.key, job.config.source.text)
+    is_doubtful = F.col(CHANGE).isin(changes.UNSURE, changes.DELETE)
     counted = rows.agg(
         F.count_if(F.col(CHANGE) == changes.UNSURE),
+        F.count_if(is_doubtful),
         F.count_if(F.col(CHANGE).isin(changes.UNSURE, changes.UPDATE)),
         *(each(value) for value in ranged.values() for each in (F.min, F.max)),
     ).head()
     assert counted is not None  # an aggregate without groups has one row
-    unsure, updates, *ends = counted
-    if unsure:
-        version = end.whole if end.part is None else end.part
-        there = load(spark, job.source.table, version=version)
-        found = changes.resolved(rows, there, job.key)
-        # Not known to be of this source before: they may be another's.
-        for other in target.others(target.find_writers(spark, job.target), job.source):
+    unsure, doubtful, updates, *ends = counted
+    # What left this source, or is not known to have been in it: a key may be another's by now.
+    others = target.others(target.find_writers(spark, job.target), job.source) if doubtful else []
+    if unsure or others:
+        found = rows.where(F.col(CHANGE) == changes.DELETE)
+        if unsure:
+            there = _as_of(spark, job.source.table, end)
+            resolved = changes.resolved(rows, there, job.key)
+            found = found.unionByName(resolved, allowMissingColumns=True)
+        for other in others:
             found = target.beside(
                 spark, found, other, job.source, table=job.target, key=job.key, again=False
             )
-        rows = rows.where(F.col(CHANGE) != changes.UNSURE)
-        rows = rows.unionByName(found, allowMissingColumns=True)
+        rows = rows.where(~is_doubtful).unionByName(found)
     rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     if not updates:
         return rows
@@ -167,6 +171,23 @@ def _followed(
         versions=job.plan.versions,
         with_deletes=False,
     )
+
+
+def _as_of(spark: "SparkSession", table: str, end: stream.Offset) -> "DataFrame":
+    """Return a source as it was at the end of a micro-batch.
+
+    Raises:
+        TableError: it cannot be read as it was then.
+    """
+    version = end.whole if end.part is None else end.part
+    try:
+        return load(spark, table, version=version)
+    except TableError as error:
+        load(spark, table)
+        raise TableError(
+            f"{table}: cannot be read any more as it was at version {version}, by VACUUM or by the "
+            f"clean-up of its log; {RECOVER}"
+        ) from error
 
 
 def _started(query: Any, job: Job) -> Any:

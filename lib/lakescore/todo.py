@@ -74,7 +74,6 @@ def score_steps(
                     step,
                     app_of(recorder.run.id),
                     number,
-                    text=job.config.source.text,
                     expected=lambda: int(found[1]),
                 )
                 recorder.batches.settle()

@@ -29,10 +29,18 @@ def make_source(spark: "SparkSession", folder: Path) -> None:
     frame.write.format("delta").save(str(folder / "source"))
 
 
+@pytest.fixture(scope="session")
+def made_source(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' source, made once: to copy it takes less than to have Spark write it again."""
+    folder = tmp_path_factory.mktemp("source")
+    make_source(spark, folder)
+    return folder / "source"
+
+
 @pytest.fixture
-def source(spark: "SparkSession", tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    if not {"begun", "followed"} & {*request.fixturenames}:
-        make_source(spark, tmp_path)
+def source(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    if not {"begun", "followed", "compared"} & {*request.fixturenames}:
+        shutil.copytree(request.getfixturevalue("made_source"), tmp_path / "source")
     return str(tmp_path / "source")
 
 
@@ -79,6 +87,12 @@ def begun(first_run: Callable[[str], Path], tmp_path: Path) -> None:
 def followed(first_run: Callable[[str], Path], tmp_path: Path) -> None:
     """Begin a test after a first run by `cdf`, of a source that has a change data feed."""
     copy_tables(first_run("cdf"), tmp_path)
+
+
+@pytest.fixture
+def compared(first_run: Callable[[str], Path], tmp_path: Path) -> None:
+    """Begin a test after a first run by `snapshot`."""
+    copy_tables(first_run("snapshot"), tmp_path)
 
 
 @pytest.fixture(scope="session")

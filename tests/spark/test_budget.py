@@ -11,13 +11,13 @@ import yaml
 
 from lakescore import JobConfig, score_table
 from tests.conftest import ROOT
-from tests.jobs import NOW
+from tests.jobs import NOW, brief_spark
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-ROWS = 10_000
+ROWS = 1_000
 # What makes a row bad, and its code.
 BAD = {
     "null_text": "NULL",
@@ -57,7 +57,7 @@ def score(folder: Path, model: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "lakescore.cli", "score", "job.yml"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "lib")},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "lib")} | brief_spark(folder),
         capture_output=True,
         text=True,
     )
@@ -107,7 +107,7 @@ def test_a_run_over_its_budget_of_errors_commits_nothing_and_exits_with_1(
     bad, failed = bad_of_1000(51)
     make_source(spark, tmp_path / "source", bad)
     done = score(tmp_path, entity_model)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     [said] = [line for line in done.stderr.splitlines() if line.startswith("BudgetError: ")]
     assert f"./target: {sum(failed.values()):,} of {ROWS:,} rows failed (" in said
     counts, over, _ = said.partition("failed (")[2].partition(

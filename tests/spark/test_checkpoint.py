@@ -1,4 +1,4 @@
-"""Checkpoints that are older than their target, shared, or in part removed: no row is lost."""
+"""Checkpoints, targets and sources that are not as a run left them: no row is lost."""
 
 import shutil
 from pathlib import Path
@@ -49,27 +49,41 @@ def stopped_at(
 
 
 @pytest.mark.usefixtures("begun")
-def test_a_checkpoint_older_than_its_target_is_an_error_and_a_snapshot_mends_it(
+def test_a_checkpoint_that_is_lost_older_or_damaged_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run, tmp_path: Path
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    checkpoint, backup = Path(f"{target}_checkpoint"), tmp_path / "backup"
-    shutil.copytree(checkpoint, backup)
+    checkpoint, old, latest = Path(f"{target}_checkpoint"), tmp_path / "old", tmp_path / "latest"
+    shutil.copytree(checkpoint, old)
     add(spark, source, [(100, "new")])
     run(settings)
-    shutil.rmtree(checkpoint)
-    shutil.copytree(backup, checkpoint)
+    shutil.move(checkpoint, latest)
     add(spark, source, [(101, "newer")])
+    before = content(spark, target)
+
+    with pytest.raises(TableError, match=f"is not the checkpoint that .* or {ONE_SNAPSHOT}"):
+        run(settings)
+    shutil.rmtree(checkpoint)
+    shutil.copytree(old, checkpoint)
     with pytest.raises(TableError, match=f"is older than .*target, which has .*{ONE_SNAPSHOT}"):
         run(settings)
+    for name, damage in (("commits/1", ""), ("offsets/1", ""), ("metadata", "garbage")):
+        shutil.rmtree(checkpoint)
+        shutil.copytree(latest, checkpoint)
+        [file] = checkpoint.glob(f"*/stream-*/{name}")
+        file.with_name(f".{file.name}.crc").unlink()
+        file.write_text(damage)
+        with pytest.raises(TableError, match=f"{name}: is not as Spark wrote it.*{ONE_SNAPSHOT}"):
+            run(settings)
+    assert content(spark, target) == before
     a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
+@pytest.mark.usefixtures("compared")
 def test_a_target_restored_after_a_run_that_was_killed_in_its_first_commit_is_an_error(
     spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    run(follow(settings, "snapshot"))
     before = spark.sql(f"DESCRIBE HISTORY delta.`{target}`").first()
     assert before is not None
     add(spark, source, [(100, "new")])
@@ -77,56 +91,55 @@ def test_a_target_restored_after_a_run_that_was_killed_in_its_first_commit_is_an
     spark.sql(f"RESTORE delta.`{target}` TO VERSION AS OF {before.version}")
     with pytest.raises(TableError, match=f"was restored to a version that .*{ONE_SNAPSHOT}"):
         run(settings)
-    a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
-def test_a_run_into_another_target_of_the_checkpoint_leaves_what_is_staged(
+def test_targets_that_share_a_checkpoint_leave_what_the_other_has_staged_and_is_to_read(
     spark: "SparkSession",
     settings: dict[str, Any],
     run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    source = settings["source"]["table"]
     mine, other = (
         changed(settings, target={"table": f"{tmp_path}/{name}", "checkpoint": f"{tmp_path}/all"})
         for name in ("mine", "other")
     )
     stopped_at(monkeypatch, "batch_staged", run, mine)
-    run(other)
+    run(follow(other, "snapshot"))
     summary = run(mine)
     assert summary.rows_in == len(ROWS)
     rows = spark.read.format("delta").load(f"{tmp_path}/mine").select("run_id").distinct()
     [scored_by] = [row.run_id for row in rows.collect()]
     assert scored_by != summary.mlflow_run_id  # but by the run before
+    add(spark, source, [(100, "new")])
+    for each in (mine, other):
+        assert run(each).rows_in == 1
+        assert content(spark, each["target"]["table"]) == content(spark, source)
 
 
+@pytest.mark.usefixtures("begun")
 def test_a_stage_of_which_files_are_gone_is_scored_anew(
-    settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    add(spark, settings["source"]["table"], [(100, "new")])
     stopped_at(monkeypatch, "batch_staged", run, settings)
     checkpoint = Path(f"{settings['target']['table']}_checkpoint")
     for file in checkpoint.glob("*/stage-stream/*/**/*.parquet"):
         file.unlink()
     with pytest.raises(BusyError, match="what is not in the target yet, the next run scores"):
         run(settings)
-    assert run(settings).rows_in == len(ROWS)
+    assert run(settings).rows_in == 1
 
 
-def test_the_text_is_remembered_as_the_key_is(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
-) -> None:
-    source = settings["source"]["table"]
-    wider = spark.read.format("delta").load(source).selectExpr("*", "text AS body")
-    wider.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(source)
-    run(settings)
-    with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\); take "):
-        run(changed(settings, source={"text": "body"}))
-    assert content(spark, settings["target"]["table"]) == dict(ROWS)
-
-
-@pytest.mark.parametrize("step", ["todo_written", "batch_staged", "batch_checked"])
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize("step", ["todo_written", "batch_checked"])
 def test_a_run_whose_rows_put_aside_were_removed_by_a_faster_one_says_so(
-    settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch, step: str
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
     target, is_todo = settings["target"]["table"], step == "todo_written"
     name = "todo" if is_todo else "stage-stream"
@@ -135,51 +148,33 @@ def test_a_run_whose_rows_put_aside_were_removed_by_a_faster_one_says_so(
         [folder] = Path(f"{target}_checkpoint").glob(f"*/{name}")
         shutil.rmtree(folder)
 
+    add(spark, settings["source"]["table"], [(100, "new")])
     at_step(monkeypatch, todo if is_todo else microbatch, step, remove)
     settings = follow(settings, "snapshot" if is_todo else "append")
     with pytest.raises(BusyError, match=r"another run of this job .* the next run scores"):
         run(settings)
-    assert run(settings).rows_in == len(ROWS)
+    if is_todo:
+        assert run(settings).rows_in == 1
 
 
 @pytest.mark.usefixtures("begun")
-def test_a_damaged_file_of_a_checkpoint_is_named_and_a_snapshot_mends_it(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
-) -> None:
-    add(spark, settings["source"]["table"], [(100, "new")])
-    for name, damage in (("commits/0", ""), ("offsets/0", ""), ("metadata", "garbage")):
-        checkpoint = Path(f"{settings['target']['table']}_checkpoint")
-        [file] = checkpoint.glob(f"*/stream-*/{name}")
-        said = file.read_text()
-        file.with_name(f".{file.name}.crc").unlink()
-        file.write_text(damage)
-        with pytest.raises(TableError, match=f"{name}: is not as Spark wrote it.*{ONE_SNAPSHOT}"):
-            run(settings)
-        if name != "metadata":
-            file.write_text(said)
-    a_snapshot_mends(spark, settings, run, rows_in=1)
-
-
-def test_a_purge_removes_what_was_staged_for_a_former_target(
+def test_a_purge_removes_what_was_put_aside_for_a_former_target(
     spark: "SparkSession",
     settings: dict[str, Any],
-    run: Run,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for given in (None, f"{tmp_path}/all"):
-        mine = changed(settings, target={"checkpoint": given})
-        stopped_at(monkeypatch, "batch_staged", run, mine)
         checkpoint = Path(given or f"{settings['target']['table']}_checkpoint")
-        [stage] = checkpoint.glob("*/stage-stream")
-        shutil.rmtree(settings["target"]["table"])
-        run(mine)
+        left = [checkpoint / "of another" / name for name in ("stage-stream", "todo")]
+        for folder in left:
+            folder.mkdir(parents=True)
+        mine = changed(settings, target={"checkpoint": given})
         purge_target(spark, JobConfig.parse(mine), retain_hours=0)
-        assert (stage.exists(), f"{stage}: holds rows of a run" in caplog.text) == (
-            (True, True) if given else (False, False)
-        )
-        shutil.rmtree(settings["target"]["table"])
+        is_shared = given is not None
+        for folder in left:
+            assert folder.exists() == is_shared
+            assert (f"{folder}: holds rows of a run" in caplog.text) == is_shared
 
 
 def test_a_run_that_ends_in_an_error_bills_what_spark_has_written_down(
@@ -207,49 +202,54 @@ def put_back(spark: "SparkSession", folder: str, copy: str) -> None:
 
 
 @pytest.mark.usefixtures("begun")
-def test_a_target_whose_files_were_put_back_is_told(
+def test_a_target_that_was_restored_put_back_or_cloned_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    shutil.copytree(target, f"{target}_copy")
+    before = spark.sql(f"DESCRIBE HISTORY delta.`{target}`").first()
+    assert before is not None
+    shutil.copytree(target, f"{target}_old")
+    spark.sql(f"CREATE TABLE delta.`{target}_copy` SHALLOW CLONE delta.`{target}`")
     add(spark, source, [(100, "late")])
     assert run(settings).rows_in == 1
-    put_back(spark, target, f"{target}_copy")
-    with pytest.raises(TableError, match=f"was restored to a version that lacks.*{ONE_SNAPSHOT}"):
-        run(settings)
-    a_snapshot_mends(spark, settings, run, rows_in=1)
+    shutil.copytree(target, f"{target}_new")
+    add(spark, source, [(101, "later")])
+
+    def restore() -> None:
+        spark.sql(f"RESTORE delta.`{target}` TO VERSION AS OF {before.version}")
+
+    def clone() -> None:
+        spark.sql(f"DELETE FROM delta.`{target}`")
+        copy = f"SHALLOW CLONE delta.`{target}_copy`"
+        spark.sql(f"CREATE OR REPLACE TABLE delta.`{target}` {copy}")
+
+    for go_back in (restore, lambda: put_back(spark, target, f"{target}_old"), clone):
+        put_back(spark, target, f"{target}_new")
+        go_back()
+        lacks = f"target: was restored to a version that lacks.*{ONE_SNAPSHOT}"
+        with pytest.raises(TableError, match=lacks):
+            run(settings)
+        assert content(spark, target) == dict(ROWS)
+    a_snapshot_mends(spark, settings, run, rows_in=2)
 
 
 @pytest.mark.usefixtures("begun")
-def test_a_target_that_a_clone_took_the_place_of_is_told(
+def test_a_source_whose_files_were_put_back_is_told_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    add(spark, source, [(100, "late")])
-    spark.sql(f"CREATE TABLE delta.`{target}_copy` SHALLOW CLONE delta.`{target}`")
-    assert run(settings).rows_in == 1
-    spark.sql(f"DELETE FROM delta.`{target}`")
-    clone = f"CREATE OR REPLACE TABLE delta.`{target}` SHALLOW CLONE delta.`{target}_copy`"
-    spark.sql(clone)
-    with pytest.raises(TableError, match=f"was restored to a version that lacks.*{ONE_SNAPSHOT}"):
-        run(settings)
-    a_snapshot_mends(spark, settings, run, rows_in=1)
-
-
-@pytest.mark.parametrize("changes", ["append", "snapshot"])
-def test_a_source_whose_files_were_put_back_is_told(
-    spark: "SparkSession", settings: dict[str, Any], run: Run, changes: str
-) -> None:
-    source = settings["source"]["table"]
     shutil.copytree(source, f"{source}_copy")
-    run(settings)
+    told = f"an older state of it was put back; {ONE_SNAPSHOT}"
     add(spark, source, [(100, "late")])
-    run(follow(settings, changes))
+    run(follow(settings, "snapshot"))
     put_back(spark, source, f"{source}_copy")
-    with pytest.raises(TableError, match=f"an older state of it was put back; {ONE_SNAPSHOT}"):
+    with pytest.raises(TableError, match=told):
         run(settings)
-    if changes == "append":
-        a_snapshot_mends(spark, settings, run, rows_in=0)
+    a_snapshot_mends(spark, settings, run, rows_in=0)
+    put_back(spark, source, f"{source}_copy")
+    with pytest.raises(TableError, match=told):  # of what a stream has read, too
+        run(settings)
+    assert 999 in content(spark, target)
 
 
 @pytest.mark.usefixtures("followed")
@@ -287,7 +287,7 @@ def test_a_history_that_was_cleaned_up_does_not_widen_the_budget(
 
 
 def test_a_run_that_another_overtakes_is_busy_and_not_told_to_mend(
-    settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_at(monkeypatch, "batch_staged", run, settings)
     monkeypatch.setattr(failpoints, "UNLOCKED", True)
@@ -301,7 +301,7 @@ def test_a_run_that_another_overtakes_is_busy_and_not_told_to_mend(
     monkeypatch.setattr(position, "trace", overtaken)
     with pytest.raises(BusyError, match="another run of this job is at work"):
         run(settings)
-    assert run(settings).rows_in == 0
+    assert content(spark, settings["target"]["table"]) == dict(ROWS)
 
 
 def test_what_another_run_staged_with_other_settings_is_not_taken_over(

@@ -61,6 +61,7 @@ from pathlib import Path
 import lakescore
 from lakescore.distribute import slots_of, task_device
 from lakescore.session import local_session
+from tests.jobs import FAULT_JOBS
 
 model, discovery, folder = sys.argv[1:]
 gpus = {
@@ -74,7 +75,8 @@ gpus = {
     "spark.executorEnv.TMPDIR": folder,
 }
 master = "local-cluster[1,4,1024]"
-with local_session(master=master, settings=gpus, log_file=Path(folder) / "spark.log") as spark:
+settings = FAULT_JOBS | gpus
+with local_session(master=master, settings=settings, log_file=Path(folder) / "spark.log") as spark:
     def devices(rows):
         list(rows)
         device, threads = task_device(device_count=2)

@@ -91,6 +91,26 @@ def test_an_empty_table_gives_an_empty_table(spark: "SparkSession", tasks: dict[
             "source column 'Entities' has the name of a column that scoring adds; rename it, or "
             "leave it out of source.columns",
         ),
+        (
+            "id int, labels map<string, int>, text string",
+            {"key": ["id", "labels"]},
+            "source.key: column 'labels' is map<string,int>, which cannot be compared; name other "
+            "columns",
+        ),
+        *(
+            (
+                f"id int, text string, {name} string",
+                source,
+                f"source column '{name}' has the name of a column that scoring adds; rename it, "
+                "or leave it out of source.columns",
+            )
+            for name, source in [
+                ("_text", {}),
+                ("_step", {}),
+                ("_Change", {}),
+                ("_change", {"text": "_change", "columns": ["id"]}),
+            ]
+        ),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused_before_any_task_runs(

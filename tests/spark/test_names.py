@@ -6,13 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import JobConfig, LakescoreError, rescore_table, retry_table, score_table
+from lakescore import (
+    JobConfig,
+    LakescoreError,
+    ModelError,
+    rescore_table,
+    retry_table,
+    score_table,
+    tracking,
+)
+from lakescore.config import TaskName
 from lakescore.evaluation import evaluate
 from lakescore.finetune import FinetuneConfig, finetune
 from lakescore.labelled import ColumnsConfig
 from lakescore.purge import purge_target
 from lakescore.report import write_report
-from tests.jobs import NOW
+from lakescore.snapshot import resolve_any
+from tests.jobs import NOW, Run
+from tests.spark.test_changes import add, content, follow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,7 +40,8 @@ NAMES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def victim(spark: "SparkSession") -> Iterator[None]:
-    spark.range(3).write.format("delta").saveAsTable("victim")
+    columns = ["id", "'Anna' AS text", "array('Anna') AS tokens"]
+    spark.range(3).selectExpr(*columns).write.format("delta").saveAsTable("victim")
     yield
     spark.sql("DROP TABLE victim")
 
@@ -53,15 +65,16 @@ def _purge(name: str) -> Callable[..., Any]:
     return start
 
 
-def _finetune(name: str) -> Callable[..., Any]:
+def _finetune(table: str, **columns: str) -> Callable[..., Any]:
     def start(spark: "SparkSession", settings: dict[str, Any]) -> Any:
         recipe = {
             "task": "sentiment",
             "base": settings["tasks"]["sentiment"]["model"],
             "output": settings["source"]["table"] + "_model",
             "labels": ["negative", "positive"],
-            "train": {name: 1.0},
-            "valid": {name: 1.0},
+            "train": {table: 1.0},
+            "valid": {table: 1.0},
+            "columns": columns,
             "mlflow": settings["mlflow"],
         }
         return finetune(spark, FinetuneConfig.parse(recipe))
@@ -69,19 +82,10 @@ def _finetune(name: str) -> Callable[..., Any]:
     return start
 
 
-def _evaluate(name: str) -> Callable[..., Any]:
+def _evaluate(table: str, task: TaskName = "sentiment", **columns: str) -> Callable[..., Any]:
     def start(spark: "SparkSession", settings: dict[str, Any]) -> Any:
-        model = settings["tasks"]["sentiment"]["model"]
-        return evaluate(spark, name, task="sentiment", model=model)
-
-    return start
-
-
-def _evaluate_column(name: str) -> Callable[..., Any]:
-    def start(spark: "SparkSession", settings: dict[str, Any]) -> Any:
-        model, table = settings["tasks"]["sentiment"]["model"], settings["source"]["table"]
-        columns = ColumnsConfig(text=name)
-        return evaluate(spark, table, task="sentiment", model=model, columns=columns)
+        model = settings["tasks"][task]["model"]
+        return evaluate(spark, table, task=task, model=model, columns=ColumnsConfig(**columns))
 
     return start
 
@@ -93,12 +97,10 @@ def _report(name: str) -> Callable[..., Any]:
     return start
 
 
-def _report_column(name: str, **column: Any) -> Callable[..., Any]:
+def _report_key(name: str) -> Callable[..., Any]:
     def start(spark: "SparkSession", settings: dict[str, Any]) -> Any:
         table = settings["target"]["table"]
-        if not Path(table).exists():
-            score_table(spark, JobConfig.parse(settings), now=NOW, progress=lambda *at: None)
-        return write_report(spark, table, Path(f"{table}.html"), **column)
+        return write_report(spark, table, Path(f"{table}.html"), key=[name])
 
     return start
 
@@ -110,18 +112,25 @@ PLACES: dict[str, Callable[[str], Callable[..., Any]]] = {
     "score, source.text": lambda name: _job(score_table, name, "source.text"),
     "score, source.columns": lambda name: _job(score_table, name, "source.columns"),
     "rescore, source.table": lambda name: _job(rescore_table, name, "source.table"),
+    "rescore, source.key": lambda name: _job(rescore_table, name, "source.key"),
     "rescore, target.table": lambda name: _job(rescore_table, name, "target.table"),
     "retry, source.table": lambda name: _job(retry_table, name, "source.table"),
+    "retry, target.table": lambda name: _job(retry_table, name, "target.table"),
     "purge": _purge,
     "finetune": _finetune,
+    "finetune, text": lambda name: _finetune("victim", text=name),
+    "finetune, label": lambda name: _finetune("victim", label=name),
     "evaluate": _evaluate,
-    "evaluate, text": _evaluate_column,
+    "evaluate, text": lambda name: _evaluate("victim", text=name),
+    "evaluate, label": lambda name: _evaluate("victim", label=name),
+    "evaluate, tokens": lambda name: _evaluate("victim", "entities", tokens=name),
+    "evaluate, tags": lambda name: _evaluate("victim", "entities", tags=name),
     "report": _report,
-    "report, text": lambda name: _report_column(name, text_column=name),
-    "report, key": lambda name: _report_column(name, key=[name]),
+    "report, key": _report_key,
 }
 
 
+@pytest.mark.usefixtures("begun")
 @pytest.mark.parametrize("place", PLACES)
 def test_sql_in_a_name_is_not_carried_out(
     spark: "SparkSession",
@@ -136,23 +145,58 @@ def test_sql_in_a_name_is_not_carried_out(
         if is_target:  # a path of such a name is one, and would be made
             continue
         given = {group: dict(values) for group, values in settings.items()}
-        if place == "report, text":  # of a table without its texts there is a report, too
+        with pytest.raises(LakescoreError) as refused:
             PLACES[place](name)(spark, given)
-        else:
-            with pytest.raises(LakescoreError) as refused:
-                PLACES[place](name)(spark, given)
-            assert name.split("`")[-1] in str(refused.value)
+        assert name.split("`")[-1] in str(refused.value)
         assert spark.table("victim").count() == 3
 
 
-def test_a_path_with_quotes_and_semicolons_is_only_a_path(
-    spark: "SparkSession", settings: dict[str, Any], tmp_path: Path, run: Any
+@pytest.mark.usefixtures("begun")
+def test_a_report_by_a_text_column_that_is_none_is_one_without_texts(
+    spark: "SparkSession", settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    odd = f"{tmp_path}/it's; DROP TABLE victim; --"
-    settings["target"]["table"] = odd
-    rows = run(settings).rows_in
-    settings["source"] |= {"changes": "snapshot"}
-    spark.sql(f"DELETE FROM delta.`{settings['source']['table']}` WHERE id = 1")
-    assert run(settings).rows_deleted == 1
-    assert spark.read.format("delta").load(odd).count() == rows - 1
+    report = write_report(
+        spark, settings["target"]["table"], tmp_path / "report.html", text_column=NAMES[0]
+    )
+    assert "does not carry the texts, so none are shown" in report.read_text("utf-8")
+    assert spark.table("victim").count() == 3
+
+
+@pytest.mark.usefixtures("begun")
+def test_a_model_is_registered_by_a_name_as_it_is_or_not_at_all(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
+    tracking.configure(settings["mlflow"]["tracking_uri"], "tests")
+    model = resolve_any(settings["tasks"]["sentiment"]["model"])
+    for name in NAMES:
+        if "/" in name:
+            with pytest.raises(ModelError, match="cannot name a registered model"):
+                tracking.register(model, name=name)
+        else:
+            assert tracking.register(model, name=name).name == name
+    assert spark.table("victim").count() == 3
+
+
+def test_a_path_with_the_signs_of_sql_and_of_a_pattern_is_only_a_path(
+    spark: "SparkSession", settings: dict[str, Any], tmp_path: Path, run: Run
+) -> None:
+    source = settings["source"]["table"]
+    target = f"{tmp_path}/it's[20]{{a}}*; DROP TABLE victim; --"
+    settings["target"]["table"] = target
+    run(settings)
+    add(spark, source, [(100, "new")])
+    assert run(settings).rows_in == 1
+    notes = spark.sql(f"DESCRIBE HISTORY delta.`{target}`").where("userMetadata LIKE '%number%'")
+    assert notes.count() == 2
+    assert notes.where("userMetadata LIKE '%lakescore-None%'").count() == 0
+    add(spark, source, [(101, "newer")])
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 1")
+    summary = run(follow(settings, "snapshot"))
+    assert (summary.rows_in, summary.rows_deleted) == (1, 1)
+    assert content(spark, target) == content(spark, source)
+    assert not list(Path(f"{target}_checkpoint").glob("*/stream-*"))  # it has read the whole source
     assert spark.table("victim").count() == 3

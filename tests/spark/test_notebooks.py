@@ -54,7 +54,9 @@ def test_explore_shows_entities_in_the_texts_and_sentiment_by_group(
     assert re.search(r"<td>(PER|LOC|ORG)</td>\s*<td>0\.\d+</td>", page)
 
 
-def test_tune_recommends_settings_that_a_configuration_takes(notebook: Any, table: str) -> None:
+def test_tune_recommends_settings_that_a_configuration_takes(
+    notebook: Any, table: str, entity_model: Path, sentiment_model: Path
+) -> None:
     page = notebook(
         "02_tune",
         table=table,
@@ -63,7 +65,8 @@ def test_tune_recommends_settings_that_a_configuration_takes(notebook: Any, tabl
         dtypes="float32, bfloat16",
         budgets="default",
         partitions="1, 2",
-        **MODELS,
+        entities=str(entity_model),
+        sentiment=str(sentiment_model),
     )
     assert page.count("<img ") == 1
     recommended = re.search(

@@ -19,7 +19,7 @@ from lakescore import (
     todo,
 )
 from tests.jobs import NOW, ROWS, Run
-from tests.spark.test_changes import add, changed, content, feed, follow
+from tests.spark.test_changes import add, changed, content, follow
 from tests.spark.test_recovery import at_step
 from tests.tiny_models import tiny_model
 
@@ -41,60 +41,41 @@ def other(spark: "SparkSession", settings: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def shared(
-    settings: dict[str, Any], run: Run, other: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of two jobs that have run into one target; the sources' ids differ."""
-    mine = changed(settings, target={"checkpoint": f"{settings['target']['table']}_mine"})
-    run(mine)
+    begun: None, settings: dict[str, Any], run: Run, other: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of a job by append; the other one has run into its target, too."""
     run(other)
-    return mine, other
+    return settings
 
 
 @pytest.fixture
 def following(
-    spark: "SparkSession", settings: dict[str, Any], run: Run, other: dict[str, Any]
+    followed: None, settings: dict[str, Any], run: Run, other: dict[str, Any]
 ) -> dict[str, Any]:
     """The settings of a job by cdf; the other one has run into its target, too."""
-    feed(spark, settings["source"]["table"])
-    mine = changed(settings, target={"checkpoint": f"{settings['target']['table']}_mine"})
-    run(follow(mine, "cdf"))
     run(other)
-    return follow(mine, "cdf")
+    return follow(settings, "cdf")
 
 
-def test_a_snapshot_removes_from_a_shared_target_what_is_in_none_of_its_sources(
-    spark: "SparkSession",
-    settings: dict[str, Any],
-    run: Run,
-    shared: tuple[dict[str, Any], dict[str, Any]],
+def test_a_snapshot_and_a_rescore_leave_the_rows_of_another_source_alone(
+    spark: "SparkSession", run: Run, shared: dict[str, Any], tmp_path: Path
 ) -> None:
-    mine, _other = shared
-    source, target = settings["source"]["table"], settings["target"]["table"]
+    source, target = shared["source"]["table"], shared["target"]["table"]
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id < 5")
-    summary = run(follow(mine, "snapshot"))
+    summary = run(follow(shared, "snapshot"))
     assert (summary.rows_in, summary.rows_deleted) == (0, 5)
     expected = content(spark, source) | content(spark, f"{source}_other")
     assert content(spark, target) == expected
     with pytest.raises(TableError, match=r"holds rows of .*source_other too, which target.write"):
-        run(changed(follow(mine, "snapshot"), target={"write": "overwrite"}))
+        run(changed(follow(shared, "snapshot"), target={"write": "overwrite"}))
 
-
-def test_a_rescore_leaves_rows_of_another_source_alone(
-    spark: "SparkSession",
-    shared: tuple[dict[str, Any], dict[str, Any]],
-    tmp_path: Path,
-) -> None:
-    mine, _other = shared
-    tasks = {
-        "sentiment": {
-            "model": str(tiny_model(tmp_path / "new", head="sequence-classification", seed=5))
-        }
-    }
-    config = JobConfig.parse(mine | {"tasks": mine["tasks"] | tasks})
-    summary = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
-    assert summary.rows_in == len(ROWS)
-    rows = spark.read.format("delta").load(summary.target)
-    assert rows.where(f"run_id = '{summary.mlflow_run_id}' AND id >= 1000").count() == 0
+    new = tiny_model(tmp_path / "new", head="sequence-classification", seed=5)
+    config = JobConfig.parse(changed(shared, tasks={"sentiment": {"model": str(new)}}))
+    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    assert again.rows_in == len(ROWS) - 5
+    rows = spark.read.format("delta").load(target)
+    assert rows.where(f"run_id = '{again.mlflow_run_id}' AND id >= 1000").count() == 0
+    assert content(spark, target) == expected
 
 
 def test_an_overwrite_ends_where_another_job_has_begun_to_write(
@@ -134,27 +115,43 @@ def test_jobs_that_begin_at_once_are_both_recorded_in_their_target(
     assert {each["source"] for each in writers} == {source, f"{source}_other"}
 
 
-@pytest.mark.parametrize("changes", ["append", "cdf"])
-def test_a_key_that_comes_into_the_target_just_before_the_commit_is_refused(
+def a_key_that_comes_just_before_the_commit_is_refused(
     spark: "SparkSession",
-    settings: dict[str, Any],
     run: Run,
-    shared: tuple[dict[str, Any], dict[str, Any]],
+    mine: dict[str, Any],
+    other: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    changes: str,
 ) -> None:
-    mine, other = shared
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    feed(spark, source)
-    if changes == "cdf":
-        run(follow(mine, "snapshot"))
+    source, target = mine["source"]["table"], mine["target"]["table"]
     add(spark, source, [(500, "mine"), (501, "mine")])
     add(spark, f"{source}_other", [(500, "other")])
     at_step(monkeypatch, microbatch, "batch_checked", lambda: run(other))
     with pytest.raises(TableError, match=r"1 of 2 new rows have a key \(id\) that .* already"):
-        run(follow(mine, changes))
+        run(mine)
     assert content(spark, target)[500] == "other"
-    assert not list(Path(f"{target}_mine").glob("*/stage-stream"))  # which holds texts
+    assert not list(Path(f"{target}_checkpoint").glob("*/stage-stream"))  # which holds texts
+
+
+def test_a_key_that_comes_into_the_target_just_before_an_append_is_refused(
+    spark: "SparkSession",
+    run: Run,
+    shared: dict[str, Any],
+    other: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a_key_that_comes_just_before_the_commit_is_refused(spark, run, shared, other, monkeypatch)
+
+
+@pytest.mark.usefixtures("followed")
+def test_a_key_that_a_new_job_brings_just_before_a_merge_is_refused(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    other: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine = follow(settings, "cdf")
+    a_key_that_comes_just_before_the_commit_is_refused(spark, run, mine, other, monkeypatch)
 
 
 @pytest.mark.usefixtures("followed")
@@ -175,35 +172,26 @@ def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
     assert run(settings).rows_in == 0
 
 
-def test_a_key_that_came_and_went_in_one_source_is_not_taken_from_another(
-    spark: "SparkSession", run: Run, following: dict[str, Any]
+def test_what_came_and_went_in_one_source_is_not_taken_from_another_which_is_to_be_readable(
+    spark: "SparkSession", run: Run, other: dict[str, Any], following: dict[str, Any]
 ) -> None:
     source, target = following["source"]["table"], following["target"]["table"]
-    add(spark, source, [(1000, "mine")])
-    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 1000")
-    assert run(following).rows_deleted == 0
-    assert content(spark, target)[1000] == "other"
+    add(spark, source, [(5, "double"), (1000, "mine")])
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id IN (5, 1000)")
+    shutil.move(other["source"]["table"], f"{source}_away")
+    with pytest.raises(TableError, match=r"_other too, which cannot be read.*ALTER TABLE") as it:
+        run(following)
+    assert content(spark, target).keys() == {*range(60), 1000}
+    shutil.move(f"{source}_away", other["source"]["table"])
+    assert run(following).rows_deleted == 1
+    assert content(spark, target) == content(spark, source) | {1000: "other"}
+
     rows = [(1000, "mine"), (1001, "mine")]
     frame = spark.createDataFrame(rows, "id long, text string").repartition(2, "id")
     frame.write.format("delta").mode("append").save(source)
     with pytest.raises(TableError, match=r"1 keys \(id\) are in .*_other, too|have a key \(id\)"):
         run(changed(following, source={"max_files": 1}))
     assert content(spark, target)[1000] == "other"
-
-
-def test_what_left_one_source_stays_where_another_cannot_be_read_until_that_is_mended(
-    spark: "SparkSession", run: Run, other: dict[str, Any], following: dict[str, Any]
-) -> None:
-    source, target = following["source"]["table"], following["target"]["table"]
-    add(spark, source, [(5, "double")])
-    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 5")
-    shutil.move(other["source"]["table"], f"{source}_away")
-    with pytest.raises(TableError, match=r"_other too, which cannot be read.*ALTER TABLE") as it:
-        run(following)
-    assert 5 in content(spark, target)
-    shutil.move(f"{source}_away", other["source"]["table"])
-    assert run(following).rows_deleted == 1
-    assert 5 not in content(spark, target)
     remedy = re.search(r"ALTER TABLE .*", str(it.value))
     assert remedy
     spark.sql(remedy[0])

@@ -61,6 +61,11 @@ def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
             "the key True is not text; put it in quotes, or take it out",
         ),
         (ENTITIES | {"source": {"key": [1]}}, "'source.key' is 1: input should be a valid string"),
+        (
+            ENTITIES | {"source": {"changes": "append"}, "target": {"write": "merge"}},
+            "'target.write' is merge, and a source of source.changes append is written by append; "
+            "change one of the two",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_the_remedy(

@@ -228,7 +228,7 @@ class TestCache:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for _ in range(4)
+            for _ in range(2)
         ]
         for process in processes:
             assert process.stdout is not None

@@ -12,7 +12,7 @@ import pytest
 from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
-from lakescore.places import checkpoint_of
+from lakescore.places import checkpoint_of, job_tables
 from lakescore.tables import folders_in, is_folder, remove
 from lakescore.tables import names as table_names
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
@@ -96,6 +96,29 @@ def test_a_checkpoint_is_beside_the_target_or_hidden_in_it() -> None:
     assert checkpoint_of(job("main.scored", "/Volumes/a")) == "/Volumes/a"
 
 
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"source": {"key": "id"}}, "'source.table' is missing; name the Delta table to score"),
+        (
+            {"source": {"table": "a/b"}},
+            "'source.key' is missing; name the columns that identify a row",
+        ),
+        ({"target": {}}, "'target.table' is missing; name the Delta table to write"),
+        (
+            {"target": {"table": "scored"}},
+            "'target.checkpoint' is missing; scored is a name in the catalog: give a folder that "
+            "lasts, such as /Volumes/catalog/schema/volume/checkpoint",
+        ),
+    ],
+)
+def test_a_job_without_its_tables_is_refused(group: dict[str, Any], message: str) -> None:
+    settings = job("out/scored", None).model_dump(include={"source", "target", "tasks"})
+    with pytest.raises(ConfigError) as raised:
+        job_tables(JobConfig.parse(settings | group))
+    assert str(raised.value) == message
+
+
 def job(target: str, checkpoint: str | None) -> JobConfig:
     return JobConfig.parse(
         {
@@ -152,8 +175,14 @@ class ServerlessConf:
         raise RuntimeError(f"[CONFIG_NOT_AVAILABLE] Configuration {name} is not available.")
 
 
+class ServerlessSession:
+    """A stand-in for its session."""
+
+    conf = ServerlessConf()
+
+
 def test_a_session_that_cannot_number_commits_is_refused_in_one_line() -> None:
-    spark: Any = SimpleNamespace(conf=ServerlessConf())
+    spark: Any = ServerlessSession()
     with pytest.raises(SetupError, match="takes no setting spark"):
         check_settings(spark)
 
@@ -165,6 +194,10 @@ def test_a_session_that_cannot_number_commits_is_refused_in_one_line() -> None:
         ("CHECK constraint x violated by row with values: Maria", "a constraint of it refuses a"),
         ("[DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES]", "leave it out by source.columns"),
         ("java.io.IOException: Mkdirs failed to create", "cannot be written"),
+        (
+            "[DELTA_MISSING_NOT_NULL_COLUMN_VALUE] Column tenant, which has a NOT NULL constraint",
+            "its column tenant is NOT NULL, and the job has none of that name",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from lakescore.errors import BusyError, RefusedRowsError, SetupError, TableError, root_cause
 from lakescore.tables.lock import alone
@@ -79,20 +82,25 @@ def note_of(metadata: str | None) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+# Threads of one session have one set of settings: each waits until another has put them back.
+_SETTINGS: "WeakKeyDictionary[SparkSession, Any]" = WeakKeyDictionary()
+
+
 @contextmanager
-def session(spark: "SparkSession", settings: Mapping[str, str]) -> Iterator[None]:
+def with_settings(spark: "SparkSession", settings: Mapping[str, str]) -> Iterator[None]:
     """Give Spark some settings for a while: a MERGE takes its transaction from here only."""
-    before = {name: spark.conf.get(name, None) for name in settings}
-    try:
-        for name, value in settings.items():
-            spark.conf.set(name, value)
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, old)
+    with _SETTINGS.setdefault(spark, RLock()):
+        before = {name: spark.conf.get(name, None) for name in settings}
+        try:
+            for name, value in settings.items():
+                spark.conf.set(name, value)
+            yield
+        finally:
+            for name, old in before.items():
+                if old is None:
+                    spark.conf.unset(name)
+                else:
+                    spark.conf.set(name, old)
 
 
 def check_settings(spark: "SparkSession") -> None:
@@ -102,7 +110,7 @@ def check_settings(spark: "SparkSession") -> None:
         SetupError: it does not.
     """
     try:
-        with session(spark, Commit(app="lakescore", number=0).settings):
+        with with_settings(spark, Commit(app="lakescore", number=0).settings):
             pass
     except Exception as error:  # Connect's own
         if "CONFIG_NOT_AVAILABLE" not in str(error):
@@ -118,7 +126,7 @@ def set_property(
     spark: "SparkSession", table: str, name: str, value: str, note: Mapping[str, object]
 ) -> None:
     """Set a table's property, which is a commit of its own; `note` is what history says of it."""
-    with session(spark, {_DELTA + "commitInfo.userMetadata": json.dumps(note)}):
+    with with_settings(spark, {_DELTA + "commitInfo.userMetadata": json.dumps(note)}):
         spark.sql(
             f"ALTER TABLE {identifier(table)} SET TBLPROPERTIES ({quoted(name)} = {literal(value)})"
         )
@@ -193,6 +201,12 @@ def write_error(place: str, error: Exception) -> TableError | None:
         )
     if "No space left on device" in said:
         return TableError(f"{place}: the disk is full; free some room and run the job again")
+    if missing := re.search(r"DELTA_MISSING_NOT_NULL_COLUMN_VALUE\] Column (\S+)", said):
+        column = missing[1].rstrip(",")
+        return TableError(
+            f"{place}: its column {column} is NOT NULL, and the job has none of that name; ALTER "
+            f"TABLE … ALTER COLUMN {column} DROP NOT NULL, or give it a default"
+        )
     if "CHECK constraint" in said or "DELTA_NOT_NULL_CONSTRAINT" in said:
         return RefusedRowsError(
             f"{place}: a constraint of it refuses a row; drop that constraint, or take such rows "

@@ -15,7 +15,7 @@ from lakescore.tables.changes import (
     UPDATE,
     same_key,
 )
-from lakescore.tables.commits import session, write_error
+from lakescore.tables.commits import with_settings, write_error
 from lakescore.tables.names import condition, describe, load, quoted
 from lakescore.tables.writing import within
 
@@ -67,7 +67,7 @@ def check_constraints(
     rows = _after(staged, there, how, key=key, results=results, dropped=dropped)
     try:
         # Where ANSI mode has an error, which would quote the row, there is a null without it.
-        with session(spark, {"spark.sql.ansi.enabled": "false"}):
+        with with_settings(spark, {"spark.sql.ansi.enabled": "false"}):
             refused = (
                 F.count_if(~F.coalesce(F.expr(each), F.lit(False))) for each in checks.values()
             )

@@ -93,7 +93,8 @@ def find(
     last: Trace | None = seen
     if seen.number is None:
         has_ended = bool(lines(spark, f"{folder}/commits"))
-        # Without a record of it, that of a stream which has committed was undone with its rows.
+        # A stream is recorded before its first commit: where it has ended a micro-batch and has no
+        # record, a restore has undone both.
         is_restored |= known is None and has_ended
         last = None if has_ended else seen
     else:

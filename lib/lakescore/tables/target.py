@@ -24,6 +24,7 @@ from lakescore.tables.names import (
     load,
     place,
     quoted,
+    version,
 )
 from lakescore.tables.source import Source
 from lakescore.tables.writing import append
@@ -92,6 +93,12 @@ def prepare(
         required = [each for each in there if not each.nullable]
         added = spark.createDataFrame([], type(schema)([*required, *missing]))
         committed(spark, table, lambda: append(added, table, mergeSchema="true"))
+        logger.warning(
+            "%s: %s new, and null in rows that are there already; one run with --set "
+            "source.changes=snapshot fills a column of the source, rescore --stale one of a task",
+            table,
+            ", ".join(each.name for each in missing) + (" are" if missing[1:] else " is"),
+        )
 
 
 def _create(
@@ -231,21 +238,18 @@ def beside(
     try:
         theirs = load(spark, other.source).select(*map(quoted, key))
     except (TableError, AnalysisException) as error:
-        if not again:
-            name = literal(_WRITER + other.id)
-            raise TableError(
-                f"{table}: holds rows of {other.source} too, which cannot be read, so that it is "
-                f"not known which are of {source.table}; let this job read it, or, if it is gone "
-                "for good and its rows are to go with the next snapshot, ALTER TABLE "
-                f"{identifier(table)} UNSET TBLPROPERTIES ({name})"
-            ) from error
-        logger.warning(
-            "%s: holds rows of %s too, which cannot be read; rows deleted from %s stay in it until "
-            "a snapshot that can",
-            table,
-            other.source,
-            source.table,
+        reason = (
+            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
+            f"known which are of {source.table}"
         )
+        remedy = (
+            "let this job read it, or, if it is gone for good and its rows are to go with the next "
+            f"snapshot, ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES "
+            f"({literal(_WRITER + other.id)})"
+        )
+        if not again:
+            raise TableError(f"{reason}; {remedy}") from error
+        logger.warning("%s: what was deleted from that one stays in it; %s", reason, remedy)
         return kept
     if both := kept.join(theirs, [*key], "left_semi").count():
         raise TableError(
@@ -327,10 +331,20 @@ def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trac
     return Trace(None, is_restored)
 
 
-def was_written(spark: "SparkSession", table: str, writer: Writer, *, since: int) -> bool:
-    """Tell whether a job has written to a target after version `since`."""
+def was_written(
+    spark: "SparkSession", table: str, writer: Writer, *, since: int, registered: bool
+) -> bool:
+    """Tell whether a job has written rows to a target after version `since`.
+
+    With `registered`, or was recorded in it anew.
+    """
+    if version(spark, table) == since:
+        return False
     apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
     commits = history(spark, table)
     rows = commits.where(commits.version > since).select("userMetadata").collect()
     notes = [note_of(row.userMetadata) for row in rows]
-    return any(each.get("app") in apps or each.get("source") == writer.id for each in notes)
+    return any(
+        each.get("app") in apps or (registered and each.get("source") == writer.id)
+        for each in notes
+    )
