@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -54,7 +55,7 @@ def cli(debug: bool) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
-def job_options(command: Command) -> Command:
+def job_options(command: Command, *, required: bool = True) -> Command:
     """Add a job's configuration, and the options that say what is to be otherwise in it."""
     command = click.option(
         "--default",
@@ -63,7 +64,8 @@ def job_options(command: Command) -> Command:
         metavar="KEY=VALUE",
         help="Give a key that the configuration leaves out a value, if it has the key's group.",
     )(command)
-    return click.argument("config", type=click.Path(path_type=Path))(SET_OPTION(command))
+    config = click.argument("config", required=required, type=click.Path(path_type=Path))
+    return config(SET_OPTION(command))
 
 
 def mlflow_options(command: Command) -> Command:
@@ -296,15 +298,15 @@ def register(model: str, name: str, alias: str | None, **stores: str | None) -> 
 
 
 @cli.command()
-@click.argument("config", type=click.Path(path_type=Path), required=False)
-def doctor(config: Path | None) -> None:
+@partial(job_options, required=False)
+def doctor(config: Path | None, **given: tuple[str, ...]) -> None:
     """Say what is here and what is missing; CONFIG's models and stores are looked at too."""
     from lakescore import doctor
 
     models: dict[Any, str] = {}
     at = mlflow_config(None, None, None)
     if config is not None:
-        job = JobConfig.load(config)
+        job = JobConfig.load(config, **given)
         at = with_store(job.mlflow)
         tasks = {"entities": job.tasks.entities, "sentiment": job.tasks.sentiment}
         models = {name: task.model for name, task in tasks.items() if task is not None}

@@ -89,6 +89,8 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     last = begun if recorder.batches.before_first_write is None else before
     if last != done:
         register(done, in_place_of=last)
+    else:
+        guard(last)()
     # The stream begins anew, in a folder of its own.
     names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")
     position.remove_streams(spark, job.checkpoint, job.source)

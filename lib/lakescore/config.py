@@ -70,10 +70,10 @@ class Strict(BaseModel):
             raise ConfigError(f"{path}{where}: not valid YAML; see conf/ for examples") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: holds no keys; see conf/ for examples")
-        for default in defaults:
-            _apply(values, default, cls, option="--default")
         for override in overrides:
             _apply(values, override, cls, option="--set")
+        for default in defaults:
+            _apply(values, default, cls, option="--default")
         return cls.parse(values, origin=str(path))
 
     @classmethod

@@ -135,28 +135,31 @@ def _followed(
     names = dict.fromkeys([*job.carried, job.config.source.text])
     rows = changes.net_changes(feed, job.key, [*names], partly=parts)
     ranged = writing.ranged(job.schema, job.key, job.config.source.text)
-    is_doubtful = F.col(CHANGE).isin(changes.UNSURE, changes.DELETE)
+    is_unsure, is_gone = (F.col(CHANGE) == each for each in (changes.UNSURE, changes.DELETE))
     counted = rows.agg(
-        F.count_if(F.col(CHANGE) == changes.UNSURE),
-        F.count_if(is_doubtful),
+        F.count_if(is_unsure),
+        F.count_if(is_gone),
         F.count_if(F.col(CHANGE).isin(changes.UNSURE, changes.UPDATE)),
         *(each(value) for value in ranged.values() for each in (F.min, F.max)),
     ).head()
     assert counted is not None  # an aggregate without groups has one row
-    unsure, doubtful, updates, *ends = counted
-    # What left this source, or is not known to have been in it: a key may be another's by now.
-    others = target.others(target.find_writers(spark, job.target), job.source) if doubtful else []
-    if unsure or others:
-        found = rows.where(F.col(CHANGE) == changes.DELETE)
-        if unsure:
-            there = _as_of(spark, job.source.table, end)
-            resolved = changes.resolved(rows, there, job.key)
-            found = found.unionByName(resolved, allowMissingColumns=True)
+    unsure, gone, updates, *ends = counted
+    others: list[target.Writer] = []
+    if unsure or gone:
+        others = target.others(target.find_writers(spark, job.target), job.source)
+    if gone:
+        kept = rows.where(is_gone)
+        for other in others:
+            kept = target.not_taken_over(spark, kept, other, job.target, job.key)
+        rows = rows.where(~is_gone).unionByName(kept) if others else rows
+    if unsure:
+        found = changes.resolved(rows, _as_of(spark, job.source.table, end), job.key)
+        # Not known to be of this source before: they may be another's.
         for other in others:
             found = target.beside(
                 spark, found, other, job.source, table=job.target, key=job.key, again=False
             )
-        rows = rows.where(~is_doubtful).unionByName(found)
+        rows = rows.where(~is_unsure).unionByName(found, allowMissingColumns=True)
     rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     if not updates:
         return rows

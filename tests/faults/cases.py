@@ -147,8 +147,9 @@ def driver_kills(lab: Lab, nth: int, outcomes: int) -> int:
     scored = lab.scored.rows
     if mode in STREAMS:  # nothing is scored twice: what was staged is there still
         scores = driver.scored.rows + scored == handled
-    else:
-        scores = scored == again.rows_in + again.rows_refreshed + again.rows_deleted
+    else:  # what an overwrite leaves out no scorer is handed
+        left_out = 0 if mode == "overwrite" else again.rows_deleted
+        scores = scored == again.rows_in + again.rows_refreshed + left_out
     billed = rows - done + (rows if step == "bill_written" else 0)
     held = (
         said(

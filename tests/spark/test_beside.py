@@ -25,16 +25,21 @@ def test_a_row_that_has_gone_over_to_another_source_of_the_target_stays(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    other = changed(
-        follow(settings, "snapshot"),
-        source={"table": f"{source}_other"},
-        target={"checkpoint": f"{target}_other"},
+    compared, streamed = (
+        changed(
+            follow(settings, changes),
+            source={"table": f"{source}_{changes}"},
+            target={"checkpoint": f"{target}_{changes}"},
+        )
+        for changes in ("snapshot", "append")
     )
     before = content(spark, target)
-    add(spark, f"{source}_other", [(5, before[5])])
-    spark.sql(f"DELETE FROM delta.`{source}` WHERE id IN (5, 6)")
-    assert run(other).rows_in == 0
-    assert run(follow(settings, "cdf")).rows_deleted == 1
+    add(spark, compared["source"]["table"], [(5, before[5])])
+    add(spark, streamed["source"]["table"], [(7, before[7])])
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id IN (5, 6, 7)")
+    assert run(compared).rows_in == 0  # which finds the row there
+    assert run(follow(settings, "cdf")).rows_deleted == 2
+    assert run(streamed).rows_in == 1
     assert content(spark, target) == {nth: text for nth, text in before.items() if nth != 6}
 
 

@@ -148,7 +148,7 @@ def test_rows_that_changed_lead_from_append_by_a_snapshot_to_the_change_feed(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
-    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 3")
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE text LIKE 'Maria 3 %'")
     append = r"source.changes is append; set it to cdf if .* was on"
     with pytest.raises(TableError, match=append) as raised:
         run(settings)
@@ -175,9 +175,10 @@ def test_double_and_null_keys_are_refused_with_their_number(
     source, target = settings["source"]["table"], settings["target"]["table"]
     feed(spark, source)
     add(spark, source, [(1, "again"), (2, "again"), (2, "and again")])
-    for other in (follow(settings, "snapshot"), changed(settings, target={"table": f"{target}_2"})):
+    anew = changed(settings, target={"table": f"{target}_2"})
+    for each in (follow(settings, "snapshot"), anew, follow(anew, "cdf")):
         with pytest.raises(TableError, match=r"2 keys \(id\) are there more than once"):
-            run(other)
+            run(each)
     assert spark.read.format("delta").load(f"{target}_2").count() == 0
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 2 AND text LIKE '%again'")
     with pytest.raises(TableError, match=r"1 of 1 new rows have a key \(id\) that .* already"):

@@ -32,6 +32,7 @@ def do_every_job(
     }
     config = yaml.safe_load((ROOT / "conf/score.yml").read_text("utf-8"))
     config["source"]["changes"] = changes
+    config["encoding"]["dtype"] = "float32"  # or scores would hang on how texts are batched
     config["mlflow"] = stores
     (workspace / "conf/score.yml").write_text(yaml.safe_dump(config))
     recipe = {

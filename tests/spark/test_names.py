@@ -41,9 +41,11 @@ NAMES = [
 @pytest.fixture(scope="module", autouse=True)
 def victim(spark: "SparkSession") -> Iterator[None]:
     columns = ["id", "'Anna' AS text", "array('Anna') AS tokens"]
-    spark.range(3).selectExpr(*columns).write.format("delta").saveAsTable("victim")
+    for table in ("victim", "prey"):  # of which one has no part of a name in its own
+        spark.range(3).selectExpr(*columns).write.format("delta").saveAsTable(table)
     yield
     spark.sql("DROP TABLE victim")
+    spark.sql("DROP TABLE prey")
 
 
 def _job(function: Any, name: str, place: str) -> Callable[..., Any]:
@@ -118,13 +120,13 @@ PLACES: dict[str, Callable[[str], Callable[..., Any]]] = {
     "retry, target.table": lambda name: _job(retry_table, name, "target.table"),
     "purge": _purge,
     "finetune": _finetune,
-    "finetune, text": lambda name: _finetune("victim", text=name),
-    "finetune, label": lambda name: _finetune("victim", label=name),
+    "finetune, text": lambda name: _finetune("prey", text=name),
+    "finetune, label": lambda name: _finetune("prey", label=name),
     "evaluate": _evaluate,
-    "evaluate, text": lambda name: _evaluate("victim", text=name),
-    "evaluate, label": lambda name: _evaluate("victim", label=name),
-    "evaluate, tokens": lambda name: _evaluate("victim", "entities", tokens=name),
-    "evaluate, tags": lambda name: _evaluate("victim", "entities", tags=name),
+    "evaluate, text": lambda name: _evaluate("prey", text=name),
+    "evaluate, label": lambda name: _evaluate("prey", label=name),
+    "evaluate, tokens": lambda name: _evaluate("prey", "entities", tokens=name),
+    "evaluate, tags": lambda name: _evaluate("prey", "entities", tags=name),
     "report": _report,
     "report, key": _report_key,
 }

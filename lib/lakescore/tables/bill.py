@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import TableError
-from lakescore.tables.commits import committed
+from lakescore.tables.commits import committed, own_transaction
 from lakescore.tables.names import beside, exists, load
 from lakescore.tables.writing import append
 
@@ -96,4 +96,5 @@ def write(spark: "SparkSession", target: str, bill: Bill) -> None:
     values = [tuple(getattr(bill, each.name) for each in fields(Bill))]
     row = spark.createDataFrame(values, _SCHEMA)
     # With columns that this version of lakescore adds to those that an older one made.
-    committed(spark, table, lambda: append(row.coalesce(1), table, mergeSchema="true"))
+    once = own_transaction("bill")
+    committed(spark, table, lambda: append(row.coalesce(1), table, mergeSchema="true", **once))

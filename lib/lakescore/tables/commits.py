@@ -4,6 +4,7 @@ import json
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +55,14 @@ class Commit:
             _DELTA + "write.txnVersion": str(self.number),
             _DELTA + "commitInfo.userMetadata": json.dumps(note),
         }
+
+
+def own_transaction(of: str) -> dict[str, str]:
+    """Return options of a writer for a commit that is no micro-batch's.
+
+    Without them it would take what the session says by then, for a commit of another thread.
+    """
+    return {"txnAppId": f"lakescore-{of}-{uuid.uuid4()}", "txnVersion": "0"}
 
 
 def find_commit(

@@ -1,5 +1,6 @@
 """Delta tables by name or path: how they are quoted, opened, described and removed."""
 
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from lakescore.errors import TableError, root_cause
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
 
 # What Spark and Delta say of a table that is not there; all else is about one that is.
 _MISSING = frozenset(
@@ -255,24 +258,15 @@ def folders_in(spark: "SparkSession", folder: str) -> list[str]:
 
 
 def remove(spark: "SparkSession", folder: str) -> None:
-    """Remove a folder and all that is in it, if it is there.
-
-    Raises:
-        TableError: it cannot be removed.
-    """
+    """Remove a folder and all that is in it, if it is there; warn where some of it stays."""
     if (seen := _as_files(spark, folder)) is None:
         path, files = _on_its_file_system(spark, folder)
         files.delete(path, True)
         return
-    try:
-        shutil.rmtree(seen)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise TableError(
-            f"{folder}: cannot be removed ({error.strerror}); let target.checkpoint be a folder "
-            "that this job may write to"
-        ) from error
+    for _ in range(2):  # another run may have put a file into it meanwhile
+        shutil.rmtree(seen, ignore_errors=True)
+    if os.path.lexists(seen):
+        logger.warning("%s: could not be removed; it may hold texts, so remove it by hand", folder)
 
 
 def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
@@ -303,7 +297,8 @@ def _as_files(spark: "SparkSession", folder: str) -> str | None:
     With Connect there is no JVM to ask, and folders are on Volumes.
     """
     path = folder.removeprefix("dbfs:")
-    return path if is_connect(spark) or path.startswith(VOLUMES) else None
+    is_volume = path.startswith(VOLUMES) and "DATABRICKS_RUNTIME_VERSION" in os.environ
+    return path if is_connect(spark) or is_volume else None
 
 
 def _on_its_file_system(spark: "SparkSession", folder: str) -> tuple[Any, Any]:

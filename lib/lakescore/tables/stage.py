@@ -15,7 +15,7 @@ from lakescore.errors import BusyError, TableError
 from lakescore.tables.names import absolute, exists, history, remove
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 _GONE = ("FILE_NOT_EXIST", "FileNotFound", "PATH_NOT_FOUND")  # and its log not yet
 
@@ -30,20 +30,16 @@ class Manifest:
 
 def find(spark: "SparkSession", folder: str) -> Manifest | None:
     """Return what is staged in a folder; None where nothing is, or not wholly."""
-    try:
-        if not exists(spark, folder):
-            return None
-        row = _described(spark, folder)
-        return None if row is None else Manifest(**json.loads(row[0]))
-    except (TableError, TypeError, ValueError):  # its log is damaged, as after a loss of power
-        remove(spark, folder)
+    if not exists(spark, folder):
         return None
-
-
-def _described(spark: "SparkSession", folder: str) -> "Row | None":
     try:
-        return history(spark, folder, 1).select("userMetadata").first()
+        row = history(spark, folder, 1).select("userMetadata").first()
     except TableError:  # another run has just removed it
+        return None
+    try:
+        return None if row is None else Manifest(**json.loads(row[0]))
+    except (TypeError, ValueError):  # its log is damaged, as after a loss of power
+        remove(spark, folder)
         return None
 
 

@@ -5,13 +5,21 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import BusyError, TableError, root_cause
 from lakescore.tables.changes import CHANGE, DELETE
-from lakescore.tables.commits import app_of, committed, note_of, set_property, write_error
+from lakescore.tables.commits import (
+    app_of,
+    committed,
+    note_of,
+    own_transaction,
+    set_property,
+    write_error,
+)
 from lakescore.tables.constraints import CHECK
 from lakescore.tables.lock import alone
 from lakescore.tables.names import (
@@ -92,7 +100,8 @@ def prepare(
         # Of rows, even of none, Delta wants the columns that may not be null.
         required = [each for each in there if not each.nullable]
         added = spark.createDataFrame([], type(schema)([*required, *missing]))
-        committed(spark, table, lambda: append(added, table, mergeSchema="true"))
+        once = own_transaction("columns")
+        committed(spark, table, lambda: append(added, table, mergeSchema="true", **once))
         logger.warning(
             "%s: %s new, and null in rows that are there already; one run with --set "
             "source.changes=snapshot fills a column of the source, rescore --stale one of a task",
@@ -230,26 +239,16 @@ def beside(
     Raises:
         TableError: the other source has a key of the other changes, too; or it cannot be read.
     """
-    from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
 
     is_delete = F.col(CHANGE) == DELETE
     kept = todo.where(~is_delete)
     try:
-        theirs = load(spark, other.source).select(*map(quoted, key))
-    except (TableError, AnalysisException) as error:
-        reason = (
-            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
-            f"known which are of {source.table}"
-        )
-        remedy = (
-            "let this job read it, or, if it is gone for good and its rows are to go with the next "
-            f"snapshot, ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES "
-            f"({literal(_WRITER + other.id)})"
-        )
+        theirs = _keys_of(spark, other, table, key)
+    except TableError as error:
         if not again:
-            raise TableError(f"{reason}; {remedy}") from error
-        logger.warning("%s: what was deleted from that one stays in it; %s", reason, remedy)
+            raise
+        logger.warning("%s; what was deleted from %s stays in it meanwhile", error, source.table)
         return kept
     if both := kept.join(theirs, [*key], "left_semi").count():
         raise TableError(
@@ -258,6 +257,46 @@ def beside(
         )
     gone = todo.where(is_delete).join(theirs, [*key], "left_anti")
     return kept.unionByName(gone)
+
+
+def not_taken_over(
+    spark: "SparkSession", gone: "DataFrame", other: Writer, table: str, key: Sequence[str]
+) -> "DataFrame":
+    """Return deletions without the keys that a snapshot of another source has taken for its own.
+
+    It has found them in the target, where they stay. A stream of that source would have refused
+    them, and brings its rows once those of the same key have left.
+
+    Raises:
+        TableError: the other source cannot be read.
+    """
+    if other.version is None:
+        return gone
+    return gone.join(_keys_of(spark, other, table, key, version=other.version), [*key], "left_anti")
+
+
+def _keys_of(
+    spark: "SparkSession", other: Writer, table: str, key: Sequence[str], version: int | None = None
+) -> "DataFrame":
+    """Return the keys of another source of a target, at a version if that can still be read.
+
+    Raises:
+        TableError: the source cannot be read.
+    """
+    from pyspark.errors import AnalysisException
+
+    try:
+        if version is not None:
+            with suppress(TableError):
+                return load(spark, other.source, version=version).select(*map(quoted, key))
+        return load(spark, other.source).select(*map(quoted, key))
+    except (TableError, AnalysisException) as error:
+        raise TableError(
+            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
+            "known which rows are its own; let this job read it, or, if it is gone for good and "
+            f"its rows are to go with the next snapshot, ALTER TABLE {identifier(table)} UNSET "
+            f"TBLPROPERTIES ({literal(_WRITER + other.id)})"
+        ) from error
 
 
 def register(
@@ -338,12 +377,14 @@ def was_written(
 
     With `registered`, or was recorded in it anew.
     """
-    if version(spark, table) == since:
+    if (latest := version(spark, table)) == since:
         return False
     apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
-    commits = history(spark, table)
-    rows = commits.where(commits.version > since).select("userMetadata").collect()
-    notes = [note_of(row.userMetadata) for row in rows]
+    for limit in (latest - since + 1, None):  # unless others commit meanwhile
+        rows = history(spark, table, limit).select("version", "userMetadata").collect()
+        if any(row.version <= since for row in rows):
+            break
+    notes = [note_of(row.userMetadata) for row in rows if row.version > since]
     return any(
         each.get("app") in apps or (registered and each.get("source") == writer.id)
         for each in notes
