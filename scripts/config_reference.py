@@ -21,9 +21,9 @@ Made from `lib/lakescore/config.py` and `lib/lakescore/finetune/recipe.py` by
 
 A configuration is a YAML file. Any key can be given on the command line, as in
 `--set encoding.dtype=auto`: the value is read as YAML, and a name, a path or another text is taken
-as it is. `--default KEY=VALUE` is for a key that the configuration leaves out: it holds only where
-the key's group is there, so that no task is added. An unknown key is an error that names the known
-ones.
+as it is. `--default KEY=VALUE` (but for `finetune`) is for a key that the configuration leaves out:
+it holds only where the key's group is there and not null, so that no task is added. An unknown key
+is an error that names the known ones.
 """
 
 

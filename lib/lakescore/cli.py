@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Command = Callable[..., Any]
-
 # The exit code where another run of the same job is at work; every other error is a 1.
 BUSY = 3
 

@@ -8,7 +8,7 @@ from lakescore.errors import BusyError, TableError
 from lakescore.microbatch import Job
 from lakescore.places import STREAM_STAGES
 from lakescore.run import Recorder
-from lakescore.tables import changes, load, names, position, source, stream, target
+from lakescore.tables import changes, load, names, position, source, stream, writers
 from lakescore.tables.changes import CHANGE
 from lakescore.todo import score_steps
 
@@ -24,13 +24,13 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     table = job.source.table
     # In this order: whoever has rows in this version of the target is recorded by then.
     seen = names.version(spark, job.target)
-    writers = target.find_writers(spark, job.target)
+    known = writers.find(spark, job.target)
     version = names.version(spark, table)  # not older than what another run may have read by then
     recorder.versions = stream.VersionsRead(version, version)
-    before = target.recorded(writers, job.source)
+    before = writers.recorded(known, job.source)
     if before is not None:
         position.check_writer(before, job.writer, job.target)
-    others = target.others(writers, job.source)
+    others = writers.others(known, job.source)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
@@ -49,24 +49,24 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         with_deletes=True,
     )
     for other in others:
-        todo = target.beside(
+        todo = writers.beside(
             spark, todo, other, job.source, table=job.target, key=job.key, again=True
         )
 
     done = replace(job.writer, version=version)
     begun = replace(job.writer, snapshot=recorder.run.id)
 
-    def guard(writer: target.Writer | None) -> Callable[[], None]:
-        return target.guard(spark, job.target, job.source, writer, alone=is_overwrite)
+    def guard(writer: writers.Writer | None) -> Callable[[], None]:
+        return writers.guard(spark, job.target, job.source, writer, alone=is_overwrite)
 
     recorder.batches.guard = guard(begun)
 
-    def register(writer: target.Writer, *, in_place_of: target.Writer | None) -> None:
+    def register(writer: writers.Writer, *, in_place_of: writers.Writer | None) -> None:
         is_free, is_first = guard(in_place_of), in_place_of == before
 
         def unchanged() -> None:
             is_free()
-            if before and target.was_written(
+            if before and writers.was_written(
                 spark, job.target, before, since=seen, registered=is_first
             ):
                 raise BusyError(
@@ -74,7 +74,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                     "compared with it; run it again"
                 )
 
-        target.register(spark, job.target, writer, guard=unchanged)
+        writers.register(spark, job.target, writer, guard=unchanged)
 
     recorder.batches.before_first_write = lambda: register(begun, in_place_of=before)
     if not is_overwrite:

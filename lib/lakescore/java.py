@@ -23,6 +23,7 @@ _FOLDERS = (
     "~/.jdks/*",
     "~/.jdk/*",
     ".java/*",  # where the project's make puts its own
+    ".java/*/Contents/Home",
 )
 
 

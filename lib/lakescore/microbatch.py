@@ -22,7 +22,7 @@ from lakescore.tables import commits, names, source, stage, writing
 from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT
 from lakescore.tables.constraints import check_constraints
 from lakescore.tables.names import quoted
-from lakescore.tables.target import Writer
+from lakescore.tables.writers import Writer
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row, SparkSession

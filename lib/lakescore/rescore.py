@@ -8,7 +8,7 @@ from lakescore.job import explained
 from lakescore.microbatch import Job
 from lakescore.progress import Progress
 from lakescore.run import RunSummary, opened, recorded, summary_of
-from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, source, target
+from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, source, writers
 from lakescore.text import ErrorCode
 from lakescore.todo import score_steps
 
@@ -58,11 +58,11 @@ def _again(
 
 def _own(spark: "SparkSession", job: Job, rows: "DataFrame") -> "DataFrame":
     """Return the rows that are of the job's own source, where the target has those of others."""
-    writers = target.find_writers(spark, job.target)
-    writer = target.recorded(writers, job.source)
+    known = writers.find(spark, job.target)
+    writer = writers.recorded(known, job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
-    if not target.others(writers, job.source):
+    if not writers.others(known, job.source):
         return rows
     key = [*job.key]
     return rows.join(load(spark, job.source.table).select(*map(quoted, key)), key, "left_semi")

@@ -8,7 +8,7 @@ from lakescore.errors import TableError
 from lakescore.failpoints import reached
 from lakescore.microbatch import Job
 from lakescore.run import Recorder
-from lakescore.tables import changes, commits, load, position, stream, target, writing
+from lakescore.tables import changes, commits, load, position, stream, writers, writing
 from lakescore.tables.changes import CHANGE
 from lakescore.tables.names import lines
 from lakescore.tables.source import RECOVER
@@ -25,7 +25,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     config, is_feed = job.config.source, job.config.source.changes == "cdf"
     table, version = job.source.table, job.source.version
-    writer = target.recorded(target.find_writers(spark, job.target), job.source)
+    writer = writers.recorded(writers.find(spark, job.target), job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
     at = position.find(
@@ -57,10 +57,10 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             query=query_id(),
             version=None if at.starting_version is None else at.starting_version - 1,
         )
-        recorder.batches.guard = target.guard(spark, job.target, job.source, found)
+        recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
         if found != writer:
-            free = target.guard(spark, job.target, job.source, writer, found)
-            target.register(spark, job.target, found, guard=free)
+            free = writers.guard(spark, job.target, job.source, writer, found)
+            writers.register(spark, job.target, found, guard=free)
 
     recorder.batches.before_first_write = register
     failures: list[BaseException] = []
@@ -144,19 +144,19 @@ def _followed(
     ).head()
     assert counted is not None  # an aggregate without groups has one row
     unsure, gone, updates, *ends = counted
-    others: list[target.Writer] = []
+    others: list[writers.Writer] = []
     if unsure or gone:
-        others = target.others(target.find_writers(spark, job.target), job.source)
+        others = writers.others(writers.find(spark, job.target), job.source)
     if gone:
         kept = rows.where(is_gone)
         for other in others:
-            kept = target.not_taken_over(spark, kept, other, job.target, job.key)
+            kept = writers.not_taken_over(spark, kept, other, job.target, job.key)
         rows = rows.where(~is_gone).unionByName(kept) if others else rows
     if unsure:
         found = changes.resolved(rows, _as_of(spark, job.source.table, end), job.key)
         # Not known to be of this source before: they may be another's.
         for other in others:
-            found = target.beside(
+            found = writers.beside(
                 spark, found, other, job.source, table=job.target, key=job.key, again=False
             )
         rows = rows.where(~is_unsure).unionByName(found, allowMissingColumns=True)

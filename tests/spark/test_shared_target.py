@@ -85,14 +85,14 @@ def test_an_overwrite_ends_where_another_job_has_begun_to_write(
     other: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    register, left = tables.target.register, [lambda: run(other)]
+    register, left = tables.writers.register, [lambda: run(other)]
 
     def registered(*arguments: Any, **more: Any) -> None:
         register(*arguments, **more)
         if left:
             left.pop()()
 
-    monkeypatch.setattr(tables.target, "register", registered)
+    monkeypatch.setattr(tables.writers, "register", registered)
     with pytest.raises(BusyError, match="another job has begun to write to it"):
         run(changed(follow(settings, "snapshot"), target={"write": "overwrite"}))
     assert content(spark, settings["target"]["table"]) == {1000: "other"}

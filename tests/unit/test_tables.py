@@ -20,7 +20,7 @@ from lakescore.tables.names import beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
 from lakescore.tables.source import Source, read_error
 from lakescore.tables.stream import VersionsRead
-from lakescore.tables.target import Writer, others, recorded
+from lakescore.tables.writers import Writer, others, recorded
 
 
 @pytest.mark.parametrize(

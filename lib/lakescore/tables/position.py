@@ -7,11 +7,12 @@ from posixpath import basename
 from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
+from lakescore.tables import writers
 from lakescore.tables.names import folders_in, lines, remove
 from lakescore.tables.names import version as latest
 from lakescore.tables.source import RECOVER, Source
 from lakescore.tables.stream import Offset
-from lakescore.tables.target import Trace, Writer, find_writers, recorded, trace
+from lakescore.tables.writers import Trace, Writer, recorded, trace
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -135,7 +136,7 @@ def _check_alone(
     Raises:
         BusyError: one has.
     """
-    if recorded(find_writers(spark, target), source) != writer:
+    if recorded(writers.find(spark, target), source) != writer:
         raise _busy(target)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lakescore.tables.names import identifier, is_path, lines, load
-from lakescore.tables.target import Trace
+from lakescore.tables.writers import Trace
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -1,0 +1,240 @@
+"""Who writes a target, as the target records it: whose its rows are, and who is at work."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from lakescore.errors import BusyError, TableError
+from lakescore.tables.changes import CHANGE, DELETE
+from lakescore.tables.commits import app_of, committed, note_of, set_property
+from lakescore.tables.names import (
+    describe,
+    history,
+    identifier,
+    literal,
+    load,
+    place,
+    quoted,
+    version,
+)
+from lakescore.tables.source import Source
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger(__name__)
+
+_WRITER = "lakescore.writer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A job that writes a target, as the target itself records it: the source, its key and text.
+
+    `query` is the id of the streaming query that appends or merges; None after a snapshot, whose
+    source was read wholly at `version`. `snapshot` is the run of one that has begun and not ended.
+    """
+
+    source: str
+    id: str
+    key: tuple[str, ...]
+    text: str
+    query: str | None = None
+    version: int | None = None
+    snapshot: str | None = None
+
+
+def find(spark: "SparkSession", table: str) -> list[Writer]:
+    """Return the jobs that write a target, as its properties have them."""
+    properties = describe(spark, table).properties
+    found = (json.loads(properties[name]) for name in properties if name.startswith(_WRITER))
+    return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
+
+
+def recorded(writers: Sequence[Writer], source: Source) -> Writer | None:
+    """Return what a target has recorded of a source: the same table, or one of its name."""
+    for each in writers:
+        if each.id == source.id:
+            return each
+    for each in writers:
+        if place(each.source) == place(source.table):
+            return each
+    return None
+
+
+def others(writers: Sequence[Writer], source: Source) -> list[Writer]:
+    """Return the writers of all other sources."""
+    mine = place(source.table)
+    return [each for each in writers if each.id != source.id and place(each.source) != mine]
+
+
+def beside(
+    spark: "SparkSession",
+    todo: "DataFrame",
+    other: Writer,
+    source: Source,
+    *,
+    table: str,
+    key: Sequence[str],
+    again: bool,
+) -> "DataFrame":
+    """Return changes without the deletions of what came into a target from another source.
+
+    Where that one cannot be read there are none, if what is to go is found `again` by a later run.
+
+    Raises:
+        TableError: the other source has a key of the other changes, too; or it cannot be read.
+    """
+    from pyspark.sql import functions as F
+
+    is_delete = F.col(CHANGE) == DELETE
+    kept = todo.where(~is_delete)
+    try:
+        theirs = _keys_of(spark, other, table, key)
+    except TableError as error:
+        if not again:
+            raise
+        logger.warning("%s; what was deleted from %s stays in it meanwhile", error, source.table)
+        return kept
+    if both := kept.join(theirs, [*key], "left_semi").count():
+        raise TableError(
+            f"{source.table}: {both:,} keys ({', '.join(key)}) are in {other.source}, too, "
+            f"which is also scored into {table}; name another target.table for one of them"
+        )
+    gone = todo.where(is_delete).join(theirs, [*key], "left_anti")
+    return kept.unionByName(gone)
+
+
+def not_taken_over(
+    spark: "SparkSession", gone: "DataFrame", other: Writer, table: str, key: Sequence[str]
+) -> "DataFrame":
+    """Return deletions without the keys that a snapshot of another source has taken for its own.
+
+    It has found them in the target, where they stay. A stream of that source would have refused
+    them, and brings its rows once those of the same key have left.
+
+    Raises:
+        TableError: the other source cannot be read.
+    """
+    if other.version is None:
+        return gone
+    return gone.join(_keys_of(spark, other, table, key, version=other.version), [*key], "left_anti")
+
+
+def _keys_of(
+    spark: "SparkSession", other: Writer, table: str, key: Sequence[str], version: int | None = None
+) -> "DataFrame":
+    """Return the keys of another source of a target, at a version if that can still be read.
+
+    Raises:
+        TableError: the source cannot be read.
+    """
+    from pyspark.errors import AnalysisException
+
+    try:
+        if version is not None:
+            with suppress(TableError):
+                return load(spark, other.source, version=version).select(*map(quoted, key))
+        return load(spark, other.source).select(*map(quoted, key))
+    except (TableError, AnalysisException) as error:
+        raise TableError(
+            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
+            "known which rows are its own; let this job read it, or, if it is gone for good and "
+            f"its rows are to go with the next snapshot, ALTER TABLE {identifier(table)} UNSET "
+            f"TBLPROPERTIES ({literal(_WRITER + other.id)})"
+        ) from error
+
+
+def register(
+    spark: "SparkSession", table: str, writer: Writer, *, guard: Callable[[], None]
+) -> None:
+    """Record a job in the target, in place of what was recorded of its source before.
+
+    A source that was made anew has another id, and its older record stays beside the new one,
+    which is the one that is found. `guard` is called before each attempt; it raises where another
+    run was faster.
+    """
+
+    def write() -> None:
+        guard()
+        note = {"source": writer.id}
+        set_property(spark, table, _WRITER + writer.id, json.dumps(asdict(writer)), note)
+
+    committed(spark, table, write)
+
+
+def guard(
+    spark: "SparkSession", table: str, source: Source, *writers: Writer | None, alone: bool = False
+) -> Callable[[], None]:
+    """Return a check that a target has recorded one of some writers of a source, and no other.
+
+    With `alone` no other source may have a writer either. The check raises `BusyError`.
+    """
+
+    def check() -> None:
+        found = find(spark, table)
+        if alone and others(found, source):
+            raise BusyError(f"{table}: another job has begun to write to it; run it again")
+        if recorded(found, source) not in writers:
+            raise BusyError(
+                f"{table}: another run of this job has begun to score {source.table} into it; what "
+                "is not in the target yet, the next run scores"
+            )
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What the history of a target says of a stream.
+
+    Attributes:
+        number: the micro-batch that it committed last; None where it has committed none.
+        is_restored: whether the target was restored to an older version, or replaced by a clone,
+            since then or since the stream was recorded.
+        rows_read: how many rows of the source it had read by then, if that was known.
+    """
+
+    number: int | None = None
+    is_restored: bool = False
+    rows_read: int | None = None
+
+
+def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
+    """Return what the history of a target says of a streaming query over a source."""
+    for limit in (20, None):  # the last commits tell it, but for a target of many writers
+        commits = history(spark, table, limit)
+        rows = commits.select("version", "operation", "userMetadata").collect()
+        is_restored = False
+        for row in sorted(rows, key=lambda row: row.version, reverse=True):
+            note = note_of(row.userMetadata)
+            if note.get("app") == app_of(query):
+                return Trace(note["number"], is_restored, note.get("rows_read"))
+            if note.get("source") == source.id:
+                return Trace(None, is_restored)
+            is_restored |= row.operation in ("RESTORE", "CLONE")
+    return Trace(None, is_restored)
+
+
+def was_written(
+    spark: "SparkSession", table: str, writer: Writer, *, since: int, registered: bool
+) -> bool:
+    """Tell whether a job has written rows to a target after version `since`.
+
+    With `registered`, or was recorded in it anew.
+    """
+    if (latest := version(spark, table)) == since:
+        return False
+    apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
+    for limit in (latest - since + 1, None):  # unless others commit meanwhile
+        rows = history(spark, table, limit).select("version", "userMetadata").collect()
+        if any(row.version <= since for row in rows):
+            break
+    notes = [note_of(row.userMetadata) for row in rows if row.version > since]
+    return any(
+        each.get("app") in apps or (registered and each.get("source") == writer.id)
+        for each in notes
+    )
