@@ -147,19 +147,17 @@ def _followed(
     others: list[writers.Writer] = []
     if unsure or gone:
         others = writers.others(writers.find(spark, job.target), job.source)
-    if gone:
-        kept = rows.where(is_gone)
-        for other in others:
-            kept = writers.not_taken_over(spark, kept, other, job.target, job.key)
-        rows = rows.where(~is_gone).unionByName(kept) if others else rows
-    if unsure:
-        found = changes.resolved(rows, _as_of(spark, job.source.table, end), job.key)
-        # Not known to be of this source before: they may be another's.
+    if unsure or others:
+        # What has left this source, or is not known to have been in it, may be another's by now.
+        found = rows.where(is_gone)
+        if unsure:
+            resolved = changes.resolved(rows, _as_of(spark, job.source.table, end), job.key)
+            found = found.unionByName(resolved, allowMissingColumns=True)
         for other in others:
             found = writers.beside(
                 spark, found, other, job.source, table=job.target, key=job.key, again=False
             )
-        rows = rows.where(~is_unsure).unionByName(found, allowMissingColumns=True)
+        rows = rows.where(~(is_unsure | is_gone)).unionByName(found)
     rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     if not updates:
         return rows

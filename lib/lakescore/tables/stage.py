@@ -17,6 +17,7 @@ from lakescore.tables.names import absolute, exists, history, remove
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_DAMAGED = "DELTA_STATE_RECOVER_ERROR"
 _GONE = ("FILE_NOT_EXIST", "FileNotFound", "PATH_NOT_FOUND")  # and its log not yet
 
 
@@ -30,17 +31,18 @@ class Manifest:
 
 def find(spark: "SparkSession", folder: str) -> Manifest | None:
     """Return what is staged in a folder; None where nothing is, or not wholly."""
-    if not exists(spark, folder):
-        return None
     try:
+        if not exists(spark, folder):
+            return None
         row = history(spark, folder, 1).select("userMetadata").first()
-    except TableError:  # another run has just removed it
-        return None
-    try:
         return None if row is None else Manifest(**json.loads(row[0]))
-    except (TypeError, ValueError):  # its log is damaged, as after a loss of power
-        remove(spark, folder)
-        return None
+    except (TableError, TypeError, ValueError) as error:
+        is_damaged = not isinstance(error, TableError) or _DAMAGED in str(error)
+        if is_damaged:  # its log, as after a loss of power
+            remove(spark, folder)
+        elif exists(spark, folder):
+            raise
+        return None  # or another run has just removed it
 
 
 def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:

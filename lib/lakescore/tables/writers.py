@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -81,23 +80,30 @@ def beside(
     key: Sequence[str],
     again: bool,
 ) -> "DataFrame":
-    """Return changes without the deletions of what came into a target from another source.
+    """Return changes without the deletions of keys that another source of the target has.
 
     Where that one cannot be read there are none, if what is to go is found `again` by a later run.
 
     Raises:
         TableError: the other source has a key of the other changes, too; or it cannot be read.
     """
+    from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
 
     is_delete = F.col(CHANGE) == DELETE
     kept = todo.where(~is_delete)
     try:
-        theirs = _keys_of(spark, other, table, key)
-    except TableError as error:
+        theirs = load(spark, other.source).select(*map(quoted, key))
+    except (TableError, AnalysisException) as error:
+        unread = TableError(
+            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
+            f"known which are of {source.table}; let this job read it, or, if it is gone for good "
+            f"and its rows are to go with the next snapshot, ALTER TABLE {identifier(table)} UNSET "
+            f"TBLPROPERTIES ({literal(_WRITER + other.id)})"
+        )
         if not again:
-            raise
-        logger.warning("%s; what was deleted from %s stays in it meanwhile", error, source.table)
+            raise unread from error
+        logger.warning("%s; what was deleted from %s stays in it meanwhile", unread, source.table)
         return kept
     if both := kept.join(theirs, [*key], "left_semi").count():
         raise TableError(
@@ -106,46 +112,6 @@ def beside(
         )
     gone = todo.where(is_delete).join(theirs, [*key], "left_anti")
     return kept.unionByName(gone)
-
-
-def not_taken_over(
-    spark: "SparkSession", gone: "DataFrame", other: Writer, table: str, key: Sequence[str]
-) -> "DataFrame":
-    """Return deletions without the keys that a snapshot of another source has taken for its own.
-
-    It has found them in the target, where they stay. A stream of that source would have refused
-    them, and brings its rows once those of the same key have left.
-
-    Raises:
-        TableError: the other source cannot be read.
-    """
-    if other.version is None:
-        return gone
-    return gone.join(_keys_of(spark, other, table, key, version=other.version), [*key], "left_anti")
-
-
-def _keys_of(
-    spark: "SparkSession", other: Writer, table: str, key: Sequence[str], version: int | None = None
-) -> "DataFrame":
-    """Return the keys of another source of a target, at a version if that can still be read.
-
-    Raises:
-        TableError: the source cannot be read.
-    """
-    from pyspark.errors import AnalysisException
-
-    try:
-        if version is not None:
-            with suppress(TableError):
-                return load(spark, other.source, version=version).select(*map(quoted, key))
-        return load(spark, other.source).select(*map(quoted, key))
-    except (TableError, AnalysisException) as error:
-        raise TableError(
-            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
-            "known which rows are its own; let this job read it, or, if it is gone for good and "
-            f"its rows are to go with the next snapshot, ALTER TABLE {identifier(table)} UNSET "
-            f"TBLPROPERTIES ({literal(_WRITER + other.id)})"
-        ) from error
 
 
 def register(
