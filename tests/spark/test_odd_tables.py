@@ -40,7 +40,7 @@ def pairs(spark: "SparkSession", table: str, columns: Sequence[str]) -> list[Any
 def test_keys_that_python_or_sql_has_no_value_for_are_followed(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
-    rows = "VALUES (X'80', -719162, '{spark.app.name}'), (X'81', 0, '{env:HOME}'), "
+    rows = "VALUES (X'80', -99999, '{spark.app.name}'), (X'81', 0, '{env:HOME}'), "
     rows += "(X'FF7A', 4000000, ' it''s'), (encode('ok', 'UTF-8'), 0, 'x') AS rows(a, b, c)"
     columns = [
         "CAST(a AS string) AS k",  # some are not UTF-8
