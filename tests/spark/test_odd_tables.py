@@ -44,7 +44,7 @@ def test_keys_that_python_or_sql_has_no_value_for_are_followed(
     rows += "(X'FF7A', 4000000, ' it''s'), (encode('ok', 'UTF-8'), 0, 'x') AS rows(a, b, c)"
     columns = [
         "CAST(a AS string) AS k",  # some are not UTF-8
-        "date_from_unix_date(b) AS day",  # 0001-01-01 to +12921-08-07
+        "date_from_unix_date(b) AS day",  # 1696-03-18 to +12921-08-07
         "concat('$', c) AS name",
         "concat('Anna ', CAST(a AS string)) AS text",
     ]
