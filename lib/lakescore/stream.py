@@ -147,17 +147,18 @@ def _followed(
     others: list[writers.Writer] = []
     if unsure or gone:
         others = writers.others(writers.find(spark, job.target), job.source)
-    if unsure or others:
-        # What has left this source, or is not known to have been in it, may be another's by now.
-        found = rows.where(is_gone)
-        if unsure:
-            resolved = changes.resolved(rows, _as_of(spark, job.source.table, end), job.key)
-            found = found.unionByName(resolved, allowMissingColumns=True)
+    # What has left this source, or is not known to have been in it, may be another's by now.
+    doubtful = [rows.where(is_gone)] if gone and others else []
+    certain = rows.where(~(is_unsure | is_gone)) if doubtful else rows.where(~is_unsure)
+    if unsure:
+        doubtful.append(changes.resolved(rows, _as_of(spark, job.source.table, end), job.key))
+    for found in doubtful:
         for other in others:
             found = writers.beside(
                 spark, found, other, job.source, table=job.target, key=job.key, again=False
             )
-        rows = rows.where(~(is_unsure | is_gone)).unionByName(found)
+        certain = certain.unionByName(found, allowMissingColumns=True)
+    rows = certain if doubtful else rows
     rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
     if not updates:
         return rows
