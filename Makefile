@@ -1,5 +1,5 @@
 # One command each: every target first sets up what it needs (.venv, Java) and then does its work.
-# Variables: PYTHON (which one makes .venv), RUNTIME (a file of conf/runtimes/), DEVICE, ARGS.
+# Variables: PYTHON (which one makes VENV), RUNTIME (a file of conf/runtimes/), DEVICE, ARGS.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -19,7 +19,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
 	@echo "  RUNTIME=18-lts-ml     pins to install: a file of conf/runtimes/"
 	@echo "  DEVICE=cpu|cuda       for bench-encoder"
-	@echo "  ARGS='…'              more arguments for test, demo's scoring and the benchmarks"
+	@echo "  VENV=.venv            where they are installed"
+	@echo "  ARGS='…'              more arguments: of test, faults, notebooks, demo's scoring, benchmarks"
 
 demo: java ## a Delta table of messages scored for entities and sentiment, with a report
 	@$(with_java) \

@@ -270,9 +270,7 @@ def config(
 def run(spark: "SparkSession", job: Any, *, expected: int | None = None) -> float:
     """Run a job, check how many rows it read, and return the seconds that it took."""
     began = time.perf_counter()
-    summary = lakescore.score_table(
-        spark, job, now=datetime.now(UTC), progress=lambda done, total: None
-    )
+    summary = lakescore.score_table(spark, job, now=datetime.now(UTC))
     seconds = time.perf_counter() - began
     if expected is not None and summary.rows_in != expected:
         raise AssertionError(f"{summary.rows_in} rows were read, not {expected}")

@@ -5,8 +5,8 @@
 
 The pipeline's configuration says what it reads: `lakescore.source` (a table), `lakescore.key`,
 `lakescore.text` and `lakescore.time` (columns of it), `lakescore.entities` and
-`lakescore.sentiment` (models). conf/resources/pipeline.yml sets them on Databricks;
-`spark-pipelines run` takes them from its spec.
+`lakescore.sentiment` (models), and `lakescore.registry` where MLflow is to look for them.
+conf/resources/pipeline.yml sets them on Databricks; `spark-pipelines run` takes them from its spec.
 
 Each row of the source is scored once, as rows are added to it; one that cannot be scored has its
 error, which the expectation counts.
@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import lakescore
+from lakescore import tracking
 from lakescore.tables import identifier, quoted
 
 spark = SparkSession.active()
@@ -38,6 +39,7 @@ def expect(name: str, condition: str) -> Callable[[Any], Any]:
     return dp.expect(name, condition) if hasattr(dp, "expect") else lambda function: function
 
 
+tracking.configure(None, None, registry_uri=spark.conf.get("lakescore.registry", None))
 # Before a query function, in which nothing may be sent to Spark.
 scores = lakescore.scores(entities=setting("entities"), sentiment=setting("sentiment"), spark=spark)
 source, key, text, time = map(setting, ("source", "key", "text", "time"))

@@ -288,11 +288,11 @@ def finetune(config: Path, overrides: tuple[str, ...]) -> None:
 def register(model: str, name: str, alias: str | None, **stores: str | None) -> None:
     """Register a model with MLflow, so that a job can name it as models:/NAME@ALIAS."""
     from lakescore import tracking
-    from lakescore.snapshot import resolve_any
+    from lakescore.snapshot import resolve
 
     at = mlflow_config(**stores)
     tracking.configure(at.tracking_uri, at.experiment, registry_uri=at.registry_uri)
-    version = tracking.register(resolve_any(model), name=name, alias=alias)
+    version = tracking.register(resolve(model, task=None), name=name, alias=alias)
     click.echo(json.dumps(asdict(version) | {"uri": version.uri}, ensure_ascii=False))
 
 
@@ -307,8 +307,7 @@ def doctor(config: Path | None, **given: tuple[str, ...]) -> None:
     if config is not None:
         job = JobConfig.load(config, **given)
         at = with_store(job.mlflow)
-        tasks = {"entities": job.tasks.entities, "sentiment": job.tasks.sentiment}
-        models = {name: task.model for name, task in tasks.items() if task is not None}
+        models = {name: task.model for name, task in job.tasks if task is not None}
     found = doctor.checks(models=models, tracking_uri=at.tracking_uri, registry_uri=at.registry_uri)
     click.echo(doctor.render(found))
     sys.exit(doctor.exit_code(found))

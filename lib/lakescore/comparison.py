@@ -8,7 +8,7 @@ from lakescore.errors import BusyError, TableError
 from lakescore.microbatch import Job
 from lakescore.places import STREAM_STAGES
 from lakescore.run import Recorder
-from lakescore.tables import changes, load, names, position, source, stream, writers
+from lakescore.tables import changes, load, names, position, remove, source, stream, writers
 from lakescore.tables.changes import CHANGE
 from lakescore.todo import score_steps
 
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
-    """Compare the source's latest version with the target, and score what differs."""
+    """Compare the source's latest version with the target, and score what differs.
+
+    Raises:
+        BusyError: another run of this job was faster.
+        TableError: another source's rows stand in the way, or a table cannot be read or written.
+    """
     from pyspark.sql import functions as F
 
     is_overwrite = job.config.write == "overwrite"
@@ -30,7 +35,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     before = writers.recorded(known, job.source)
     if before is not None:
         position.check_writer(before, job.writer, job.target)
-    others = writers.others(known, job.source)
+    others = writers.others(spark, known, job.source)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
@@ -49,7 +54,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         with_deletes=True,
     )
     for other in others:
-        todo = writers.beside(
+        todo = writers.without_keys_of(
             spark, todo, other, job.source, table=job.target, key=job.key, again=True
         )
 
@@ -74,7 +79,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                     "compared with it; run it again"
                 )
 
-        writers.register(spark, job.target, writer, guard=unchanged)
+        writers.register(spark, job.target, writer, job.source, guard=unchanged)
 
     recorder.batches.before_first_write = lambda: register(begun, in_place_of=before)
     if not is_overwrite:
@@ -92,5 +97,5 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     else:
         guard(last)()
     # The stream begins anew, in a folder of its own.
-    names.remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")
+    remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")
     position.remove_streams(spark, job.checkpoint, job.source)

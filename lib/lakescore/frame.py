@@ -29,11 +29,12 @@ def score(df: "DataFrame", config: JobConfig) -> "DataFrame":
     """Return `df` with a column per task, and the columns `n_tokens`, `error` and `model`.
 
     All tasks are scored in one pass. `error` (code, detail) is null for a row that was scored;
-    for one that could not be, the tasks' columns are. Of `config`, `source.table`, `target`,
-    `limits` and `mlflow.experiment` are not read: no run is recorded.
+    for one that could not be, the tasks' columns are. Of `config` are read `tasks`, `encoding`,
+    the key, the text and the columns of `source`, and the two URIs of `mlflow`: no run is recorded.
 
     Raises:
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
+        SetupError: MLflow's store cannot be reached.
         TableError: a column is missing, is not text, or has a name that scoring needs.
     """
     at = config.mlflow

@@ -1,6 +1,5 @@
 """The job: what is new in a source table, scored into a target, every row once."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,22 +9,20 @@ from typing import TYPE_CHECKING
 from lakescore.comparison import score_snapshot
 from lakescore.config import JobConfig, check_output
 from lakescore.distribute import is_connect
-from lakescore.errors import LakescoreError, SetupError
+from lakescore.errors import LakescoreError, SetupError, TableError
 from lakescore.microbatch import Job
 from lakescore.places import STREAM_STAGES
-from lakescore.progress import Progress
+from lakescore.progress import Progress, quiet
 from lakescore.run import Recorder, RunSummary, opened, recorded, summary_of
 from lakescore.stream import score_stream
-from lakescore.tables import commits, source
+from lakescore.tables import commits, describe, source
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-logger = logging.getLogger(__name__)
-
 
 def score_table(
-    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress
+    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress = quiet
 ) -> RunSummary:
     """Score what is new in the source table into the target, in one MLflow run.
 
@@ -33,14 +30,15 @@ def score_table(
         spark: the session to use.
         config: the job; must name source.table, source.key and target.table.
         now: the time to write into the column `scored_at`.
-        progress: is called every second or so.
+        progress: is called after each micro-batch; with a stream every second or so, too.
 
     Raises:
         BudgetError: more rows failed than the job allows.
         BusyError: another run of this job is at work, or was faster.
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
-        SetupError: the session is one of Spark Connect, and the source is read as a stream.
+        SetupError: MLflow's store cannot be reached; or the session cannot do what the job asks
+            for: number commits (serverless), or read a stream (Spark Connect).
         TableError: the source is missing, changed otherwise than the job allows, or does not fit
             the target; or a table cannot be read or written.
     """
@@ -63,7 +61,7 @@ def score_table(
             recorded(
                 spark, job, "score", now=now, progress=progress, stages=stages, finish=report
             ) as recorder,
-            explained(job),
+            explained(spark, job),
         ):
             if is_snapshot:
                 score_snapshot(spark, job, recorder)
@@ -73,15 +71,22 @@ def score_table(
 
 
 @contextmanager
-def explained(job: Job) -> Iterator[None]:
+def explained(spark: "SparkSession", job: Job) -> Iterator[None]:
     """Say in lakescore's words why tables cannot be read on; Spark's own may quote rows."""
+
+    def location(table: str) -> str:
+        try:
+            return describe(spark, table).location
+        except TableError:
+            return ""
+
     try:
         yield
     except LakescoreError:
         raise
     except Exception as error:  # Spark's, Delta's, and Java's own
         known: LakescoreError | None = commits.write_error(job.checkpoint, error)
-        known = known or source.read_error(str(error), job.source.table, job.target)
+        known = known or source.read_error(str(error), job.source.table, job.target, location)
         if known is None:
             raise
         raise known from error

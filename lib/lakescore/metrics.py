@@ -35,6 +35,8 @@ def observations(tasks: list[Task]) -> "list[Column]":
             sums |= _entity_sums(task)
         elif isinstance(task, Sentiment):
             sums |= _sentiment_sums(task)
+        else:
+            raise AssertionError(f"{task.name}: nothing says what to count of it")
     return [F.coalesce(value, F.lit(0)).cast("double").alias(name) for name, value in sums.items()]
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from lakescore.failpoints import reached
 from lakescore.frame import RUN_COLUMNS, score_with
 from lakescore.metrics import Totals
 from lakescore.plan import Plan
-from lakescore.tables import commits, names, source, stage, writing
+from lakescore.tables import commits, names, remove, source, stage, writing
 from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT
 from lakescore.tables.constraints import check_constraints
 from lakescore.tables.names import quoted
@@ -27,8 +26,6 @@ from lakescore.tables.writers import Writer
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row, SparkSession
     from pyspark.sql.types import StructType
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +156,14 @@ class MicroBatches:
         self.settle()
         reached("batch_begun")
         spark, transaction = rows.sparkSession, commits.Commit(app=app, number=number)
-        names.remove(spark, f"{self._stages}/{app}-{number - 1}")
+        remove(spark, f"{self._stages}/{app}-{number - 1}")
         folder = f"{self._stages}/{app}-{number}"
         staged = stage.find(spark, folder)
         if staged is not None and self._was_committed(spark, transaction, staged):
             return
         if staged is None or staged.digest != self.job.digest:
             if staged is not None:
-                names.remove(spark, folder)
+                remove(spark, folder)
             self._stage(rows, folder)
         reached("batch_staged")
         if self.rows_expected is None and (ahead := expected()) is not None:
@@ -175,7 +172,7 @@ class MicroBatches:
             with stage.kept(spark, folder):
                 self._write(names.load(spark, folder), transaction)
         except (BudgetError, RefusedRowsError):  # a later run shall score it anew
-            names.remove(spark, self._stages)
+            remove(spark, self._stages)
             raise
 
     def settle(self) -> None:
@@ -189,7 +186,7 @@ class MicroBatches:
     def end(self, spark: "SparkSession") -> None:
         """Count the last micro-batch, and remove what was put aside."""
         self.settle()
-        names.remove(spark, self._stages)
+        remove(spark, self._stages)
         reached("stage_removed")
 
     def _was_committed(

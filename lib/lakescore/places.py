@@ -40,7 +40,11 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
 
 
 def checkpoint_of(config: JobConfig) -> str:
-    """Return where a job remembers what it read: for a path beside the target, if not given."""
+    """Return where a job remembers what it read: for a path beside the target, if not given.
+
+    Raises:
+        ConfigError: the job lacks a table or a key, or its checkpoint is in one of its tables.
+    """
     at, to = job_tables(config)
     given = config.target.checkpoint or names.beside(to, "_checkpoint")
     for table in (at, to):

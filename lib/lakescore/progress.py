@@ -10,6 +10,11 @@ import tqdm
 Progress = Callable[[int, int | None], None]
 """Is told (rows done, rows in all or None) while a job runs, and once more at its end."""
 
+
+def quiet(done: int, total: int | None) -> None:
+    """Say nothing: a `Progress` for whoever does not want to hear."""
+
+
 # A log gets a line this often; a bar moves at every call.
 SECONDS_PER_LINE = 15.0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from lakescore.config import JobConfig
 from lakescore.job import explained
 from lakescore.microbatch import Job
-from lakescore.progress import Progress
+from lakescore.progress import Progress, quiet
 from lakescore.run import RunSummary, opened, recorded, summary_of
 from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, source, writers
 from lakescore.text import ErrorCode
@@ -20,20 +20,21 @@ PASSING = (ErrorCode.OUT_OF_MEMORY, ErrorCode.NON_FINITE, ErrorCode.WORKER_LOST)
 
 
 def rescore_table(
-    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress
+    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress = quiet
 ) -> RunSummary:
     """Score again the rows of the target whose model version is not the current one.
 
-    It goes on where it was stopped, since rows that it has done are of the current version. All
-    else is as with `score_table`.
+    It goes on where it was stopped, since rows that it has done are of the current version. There
+    is no report, and a target that is not there is a `TableError`; all else is as with
+    `score_table`.
     """
     return _again(spark, config, "rescore", now=now, progress=progress)
 
 
 def retry_table(
-    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress
+    spark: "SparkSession", config: JobConfig, *, now: datetime, progress: Progress = quiet
 ) -> RunSummary:
-    """Score again the rows of the target whose error may pass; all else as with `score_table`."""
+    """Score again the rows of the target whose error may pass; all else as with `rescore_table`."""
     return _again(spark, config, "retry", now=now, progress=progress)
 
 
@@ -45,7 +46,7 @@ def _again(
     with (
         opened(spark, config, makes_target=False) as job,
         recorded(spark, job, command, now=now, progress=progress, how="merge") as recorder,
-        explained(job),
+        explained(spark, job),
     ):
         is_wanted: Column = ~changes.is_scored_by(job.plan.versions)
         if command == "retry":
@@ -62,7 +63,7 @@ def _own(spark: "SparkSession", job: Job, rows: "DataFrame") -> "DataFrame":
     writer = writers.recorded(known, job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
-    if not writers.others(known, job.source):
+    if not writers.others(spark, known, job.source):
         return rows
     key = [*job.key]
     return rows.join(load(spark, job.source.table).select(*map(quoted, key)), key, "left_semi")

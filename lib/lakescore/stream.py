@@ -10,7 +10,7 @@ from lakescore.microbatch import Job
 from lakescore.run import Recorder
 from lakescore.tables import changes, commits, load, position, stream, writers, writing
 from lakescore.tables.changes import CHANGE
-from lakescore.tables.names import lines
+from lakescore.tables.folders import lines
 from lakescore.tables.source import RECOVER
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
         if found != writer:
             free = writers.guard(spark, job.target, job.source, writer, found)
-            writers.register(spark, job.target, found, guard=free)
+            writers.register(spark, job.target, found, job.source, guard=free)
 
     recorder.batches.before_first_write = register
     failures: list[BaseException] = []
@@ -95,12 +95,12 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         .option("checkpointLocation", at.folder)
         .foreachBatch(score_batch)
     )
-    running = _started(query, job)
+    running = query.start()
     try:
         seen = -1
         while not running.awaitTermination(POLL_SECONDS):
-            seen = _follow(running, recorder, seen)
-        _follow(running, recorder, seen)
+            seen = _follow(running, recorder, at, seen)
+        _follow(running, recorder, at, seen)
     except StreamingQueryException as error:
         # Another run wrote down the same micro-batch: it is in that one's bill.
         if committed and re.search(rf"detected for {committed[-1]}\b", str(error)):
@@ -146,7 +146,7 @@ def _followed(
     unsure, gone, updates, *ends = counted
     others: list[writers.Writer] = []
     if unsure or gone:
-        others = writers.others(writers.find(spark, job.target), job.source)
+        others = writers.others(spark, writers.find(spark, job.target), job.source)
     # What has left this source, or is not known to have been in it, may be another's by now.
     doubtful = [rows.where(is_gone)] if gone and others else []
     certain = rows.where(~(is_unsure | is_gone)) if doubtful else rows.where(~is_unsure)
@@ -154,7 +154,7 @@ def _followed(
         doubtful.append(changes.resolved(rows, _as_of(spark, job.source.table, end), job.key))
     for found in doubtful:
         for other in others:
-            found = writers.beside(
+            found = writers.without_keys_of(
                 spark, found, other, job.source, table=job.target, key=job.key, again=False
             )
         certain = certain.unionByName(found, allowMissingColumns=True)
@@ -192,23 +192,12 @@ def _as_of(spark: "SparkSession", table: str, end: stream.Offset) -> "DataFrame"
         ) from error
 
 
-def _started(query: Any, job: Job) -> Any:
-    try:
-        return query.start()
-    except Exception as error:  # of Java's own: of a file system, for instance
-        if not hasattr(error, "java_exception"):
-            raise
-        if (known := commits.write_error(job.checkpoint, error)) is None:
-            raise
-        raise known from error
-
-
-def _follow(query: Any, recorder: Recorder, seen: int) -> int:
+def _follow(query: Any, recorder: Recorder, at: position.Position, seen: int) -> int:
     """Take note of the micro-batches that Spark says are done, after number `seen`."""
     for progress in query.recentProgress:
         number = int(progress["batchId"])
         if number > seen and progress["sources"][0]["endOffset"] is not None:
-            recorder.versions = recorder.versions.after(progress)
+            recorder.versions = recorder.versions.after(progress, at.starting_version)
             seen = number
     recorder.show()
     return seen

@@ -40,12 +40,15 @@ class Todo:
         """All of them."""
         return load(self._spark, f"{self._folder}/{_ROWS}")
 
-    def steps(self, *, key: Sequence[str], max_bytes: int) -> Iterator["DataFrame"]:
-        """Yield parts of about `max_bytes` of files, divided by a hash of the key."""
+    def steps(self, rows: int, *, key: Sequence[str], max_bytes: int) -> Iterator["DataFrame"]:
+        """Yield parts of about `max_bytes` of files, `rows` at most, divided by a hash of the key.
+
+        `rows` is how many there are.
+        """
         from pyspark.sql import functions as F
 
         size = describe(self._spark, f"{self._folder}/{_ROWS}").bytes
-        count = min(math.ceil(size / max_bytes), int(self.rows.count()))  # as slots_of
+        count = min(math.ceil(size / max_bytes), rows)
         if count <= 1:
             yield self.rows
             return
@@ -69,7 +72,8 @@ def score_steps(
         found = todo.rows.agg(F.count(F.lit(1)), F.count_if(is_scored)).head()
         assert found is not None  # an aggregate without groups has one row
         if found[0] or job.config.write == "overwrite":
-            for number, step in enumerate(todo.steps(key=job.key, max_bytes=max_bytes)):
+            steps = todo.steps(int(found[0]), key=job.key, max_bytes=max_bytes)
+            for number, step in enumerate(steps):
                 recorder.batches.commit(
                     step,
                     app_of(recorder.run.id),

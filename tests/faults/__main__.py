@@ -1,6 +1,7 @@
 """Faults by the dozen: `make faults` runs them all, `--quick` one of every kind.
 
-The last line is JSON: for each kind [trials that held, trials].
+The last line is JSON: for each kind [outcomes that held, outcomes], and `canary_hits`: what
+`canary.hits` counts, of which there must be none.
 """
 
 import argparse

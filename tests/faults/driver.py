@@ -71,7 +71,7 @@ def _run(spark: Any, command: str, settings: dict[str, Any]) -> Any:
             return asdict(purge_target(spark, config, retain_hours=0))
         run = RUNS[command]
         now = datetime.now(UTC)
-        return asdict(run(spark, config, now=now, progress=lambda done, total: None))
+        return asdict(run(spark, config, now=now))
     except Exception as error:  # also what is not lakescore's own: the case is to see it
         if not isinstance(error, LakescoreError):
             traceback.print_exc()

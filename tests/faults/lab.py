@@ -128,7 +128,7 @@ class Lab:
         """Run a job in the warm session."""
         config = JobConfig.parse(settings)
         now = datetime.now(UTC)
-        return RUNS[command](self.spark, config, now=now, progress=lambda done, total: None)
+        return RUNS[command](self.spark, config, now=now)
 
     def rows(self, df: "DataFrame") -> list[str]:
         """Return the rows of a scored frame as sorted text, without what each run has its own."""
@@ -162,11 +162,6 @@ class Lab:
             f"lost {sorted(lost)[:2]}, more {sorted(more)[:2]}",
         )
 
-    def recovers(self, settings: dict[str, Any], *, command: str = "score") -> bool:
-        """Run a job again after a fault: the oracle holds then, and one more run adds nothing."""
-        self.run(settings, command=command)
-        return self.holds(settings) and self.rests(settings, command=command)
-
     def rests(self, settings: dict[str, Any], *, command: str = "score") -> bool:
         """Run a job for which nothing is left to do, and tell whether it did nothing."""
         target = settings["target"]["table"]
@@ -181,11 +176,10 @@ class Lab:
         found = dict(rows.groupBy("error.code").count().collect())
         return Count(found.pop(None, 0), found)
 
-    def billed(self, settings: dict[str, Any], *, status: str = "finished") -> dict[str, Count]:
-        """Return what the bills of a target say, by run; each adds up in itself."""
-        bills = load(self.spark, settings["target"]["table"] + "_runs").where(
-            f"status = '{status}'"
-        )
+    def billed(self, settings: dict[str, Any]) -> dict[str, Count]:
+        """Return what the bills of a target's finished runs say, by run; each adds up in itself."""
+        bills = load(self.spark, settings["target"]["table"] + "_runs")
+        bills = bills.where("status = 'finished'")
         found = {}
         for row in bills.collect():
             count = found[row.run_id] = Count(row.rows_scored, row.rows_failed)

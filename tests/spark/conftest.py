@@ -66,7 +66,7 @@ def first_run(
         settings["source"]["changes"] = changes
         with contextlib.chdir(folder):
             job = JobConfig.parse(settings)
-            score_table(spark, job, now=NOW, progress=lambda done, total: None)
+            score_table(spark, job, now=NOW)
         return folder
 
     return made

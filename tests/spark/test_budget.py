@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-ROWS = 1_000
+ROWS = 1_000  # or any multiple, for whoever has minutes
 # What makes a row bad, and its code.
 BAD = {
     "null_text": "NULL",
@@ -31,7 +31,7 @@ CODES = " ".join(f"WHEN bad = {nth} THEN '{code}'" for nth, code in enumerate(BA
 def make_source(spark: "SparkSession", path: Path, bad: str) -> None:
     """Make a table of which a row is bad in the nth way where `bad` is n."""
     cases = " ".join(f"WHEN bad = {nth} THEN {text}" for nth, text in enumerate(BAD.values()))
-    # Few texts: equal ones of a batch are scored once, and rows are what is tested.
+    # Few texts, however many rows: equal ones of a batch are scored once.
     good = "encode(concat('Maria ', id % 1000, ' lives in Lisbon'), 'UTF-8')"
     text = f"CASE {cases} ELSE {good} END"
     rows = spark.range(0, ROWS, 1, 2).selectExpr("id", f"{bad} AS bad")
@@ -80,7 +80,7 @@ def test_each_bad_row_has_its_code_and_each_good_one_is_scored_within_the_budget
     make_source(spark, tmp_path / "source", bad)
     monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
     job = JobConfig.parse(settings(tmp_path, entity_model))
-    summary = score_table(spark, job, now=NOW, progress=lambda done, total: None)
+    summary = score_table(spark, job, now=NOW)
     scored = ROWS * 951 // 1000
     assert (summary.rows_in, summary.rows_scored) == (ROWS, scored)
     assert summary.rows_failed == failed

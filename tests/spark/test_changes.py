@@ -248,7 +248,7 @@ def test_a_new_column_stops_the_job_unless_the_target_may_evolve(
         run(add_later | {"tasks": settings["tasks"]})
     evolving = changed(add_later | {"tasks": settings["tasks"]}, target={"evolve": True})
     config = JobConfig.parse(evolving)
-    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    again = rescore_table(spark, config, now=NOW)
     assert again.rows_in == 61
     rows = spark.read.format("delta").load(f"{target}_later").where("sentiment IS NOT NULL")
     assert rows.count() == 55
@@ -328,7 +328,7 @@ def test_stale_rows_are_scored_again_by_the_new_model_and_a_stop_loses_nothing(
         rescore_table(spark, config, now=NOW, progress=stop_after_the_first_step)
     by_model = {row[0]: row[1] for row in target.groupBy("model.entities").count().collect()}
     assert len(by_model) == 2 and sum(by_model.values()) == 60
-    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    again = rescore_table(spark, config, now=NOW)
     assert again.rows_in == by_model[old]
     assert target.where(f"model.entities = '{old}'").count() == 0
     assert content(spark, table) == dict(ROWS)
@@ -348,7 +348,7 @@ def test_rows_whose_error_may_pass_are_scored_again_without_a_budget_of_errors(
     null = "text = NULL, text_hash = xxhash64(CAST(NULL AS string))"
     spark.sql(f"UPDATE delta.`{target}` SET {lost}, {null} WHERE id IN (4, 5, 6)")
     config = JobConfig.parse(changed(settings, limits={"max_error_fraction": 0.4}))
-    again = retry_table(spark, config, now=NOW, progress=lambda done, total: None)
+    again = retry_table(spark, config, now=NOW)
     assert (again.rows_in, again.rows_scored, again.rows_failed) == (6, 3, {"null_text": 3})
     errors = spark.read.format("delta").load(target).where("error IS NOT NULL")
     assert {(row.id, row.error.code) for row in errors.collect()} == {

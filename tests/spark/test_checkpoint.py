@@ -17,7 +17,7 @@ from lakescore import (
     todo,
 )
 from lakescore.purge import purge_target
-from lakescore.tables import position, stage
+from lakescore.tables import position, remove, stage, version
 from tests.jobs import ROWS, Run
 from tests.spark.test_changes import (
     ONE_SNAPSHOT,
@@ -307,11 +307,30 @@ def test_a_run_that_another_overtakes_is_busy_and_not_told_to_mend(
 def test_what_another_run_staged_with_other_settings_is_not_taken_over(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    folder, rows = str(tmp_path / "stage"), spark.range(3)
+    folder, rows = str(tmp_path / "stage"), spark.range(3).repartition(3)
     stage.write(rows, folder, stage.Manifest(digest="theirs", target_version=1))
     stage.write(rows, folder, stage.Manifest(digest="theirs", target_version=2))
     with pytest.raises(
         BusyError, match=f"^{folder}: another run .*, with other models or settings"
     ):
         stage.write(rows, folder, stage.Manifest(digest="mine", target_version=1))
+    spark.sql(f"OPTIMIZE delta.`{folder}`")  # as auto compaction may do it
+    assert version(spark, folder) == 1
     assert stage.find(spark, folder) == stage.Manifest(digest="theirs", target_version=1)
+
+
+def test_a_run_whose_stage_another_one_made_and_removed_meanwhile_is_busy(
+    spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, save_aside = str(tmp_path / "stage"), stage.save_aside
+
+    def late(*arguments: Any, **options: str) -> None:
+        save_aside(*arguments, **options)
+        try:
+            save_aside(*arguments, **options)
+        finally:
+            remove(spark, folder)
+
+    monkeypatch.setattr(stage, "save_aside", late)
+    with pytest.raises(BusyError, match=f"^{folder}: another run .* was faster, and removed"):
+        stage.write(spark.range(3), folder, stage.Manifest(digest="mine", target_version=1))

@@ -47,7 +47,7 @@ def settings(
 
 def run(connect: "SparkSession", settings: dict[str, Any]) -> lakescore.RunSummary:
     config = JobConfig.parse(settings)
-    return lakescore.score_table(connect, config, now=NOW, progress=lambda done, total: None)
+    return lakescore.score_table(connect, config, now=NOW)
 
 
 def shown(scored: Any) -> list[Any]:
@@ -105,7 +105,15 @@ def test_a_table_of_the_catalog_is_overwritten(
         "table": "scored_words", "checkpoint": f"{tmp_path}/checkpoint", "write": "overwrite",
     }  # fmt: skip
     assert run(connect, settings).rows_in == len(ROWS)
-    assert connect.table("scored_words").count() == len(ROWS)
+    scored = connect.table("scored_words")
+    scored.write.format("delta").partitionBy("n_tokens").saveAsTable("divided_words")
+    connect.sql("DELETE FROM words WHERE text IS NULL")  # with them a partition goes
+    connect.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
+    kept = [row[0] for row in ROWS if row[1] is not None]
+    for table in ("scored_words", "divided_words"):
+        settings["target"]["table"] = table
+        assert run(connect, settings).rows_in == len(kept)
+        assert sorted(row.id for row in connect.table(table).collect()) == kept
 
 
 @pytest.mark.delta
@@ -161,6 +169,7 @@ def spec(tmp_path: Path, entity_model: Path, sentiment_model: Path) -> Path:
         "lakescore.key": "the id",
         "lakescore.time": "said",
         "lakescore.text": "text",
+        "lakescore.registry": f"sqlite:///{tmp_path}/mlflow.db",
         "lakescore.entities": str(entity_model),
         "lakescore.sentiment": str(sentiment_model),
     }

@@ -6,7 +6,7 @@ import pytest
 
 import lakescore
 from lakescore import JobConfig, TableError, tracking
-from lakescore.snapshot import resolve_any
+from lakescore.snapshot import resolve
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -141,7 +141,7 @@ def test_models_are_found_in_the_mlflow_that_the_configuration_names(
     monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
     own, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("own", "other"))
     tracking.configure(own, "tests")
-    tracking.register(resolve_any(str(entity_model)), name="ner", alias="champion")
+    tracking.register(resolve(str(entity_model), task=None), name="ner", alias="champion")
     tracking.configure(other, None)
     named = JobConfig.parse(
         {

@@ -21,7 +21,7 @@ from lakescore.finetune import FinetuneConfig, finetune
 from lakescore.labelled import ColumnsConfig
 from lakescore.purge import purge_target
 from lakescore.report import write_report
-from lakescore.snapshot import resolve_any
+from lakescore.snapshot import resolve
 from tests.jobs import NOW, Run
 from tests.spark.test_changes import add, content, follow
 
@@ -54,7 +54,7 @@ def _job(function: Any, name: str, place: str) -> Callable[..., Any]:
         settings[group] |= {key: name}
         settings["target"].setdefault("checkpoint", settings["target"]["table"] + "_checkpoint")
         config = JobConfig.parse(settings)
-        return function(spark, config, now=NOW, progress=lambda done, total: None)
+        return function(spark, config, now=NOW)
 
     return start
 
@@ -173,7 +173,7 @@ def test_a_model_is_registered_by_a_name_as_it_is_or_not_at_all(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow keeps its artifacts beside where it is started
     tracking.configure(settings["mlflow"]["tracking_uri"], "tests")
-    model = resolve_any(settings["tasks"]["sentiment"]["model"])
+    model = resolve(settings["tasks"]["sentiment"]["model"], task=None)
     for name in NAMES:
         if "/" in name:
             with pytest.raises(ModelError, match="cannot name a registered model"):

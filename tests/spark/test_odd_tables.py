@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pyspark.sql import functions as F
 
 from lakescore import (
     BudgetError,
@@ -123,6 +124,20 @@ def test_a_path_that_sql_takes_for_a_variable_is_refused(
         run(changed(settings, target={"table": f"{tmp_path}/${{spark.app.name}}"}))
 
 
+def test_a_column_that_sql_takes_for_a_variable_is_refused_before_there_is_a_target(
+    spark: "SparkSession", settings: dict[str, Any], run: Run
+) -> None:
+    source = f"{settings['source']['table']}_odd"
+    name = "${spark.app.name}"
+    rows = spark.range(2).selectExpr("id", "'Anna' AS text").withColumn(name, F.lit(1))
+    rows.write.format("delta").option("delta.columnMapping.mode", "name").save(source)
+    job = changed(settings, source={"table": source})
+    with pytest.raises(TableError, match=r"^\$\{spark.app.name\}: holds \$\{, where Spark's SQL"):
+        run(job)
+    assert not Path(job["target"]["table"]).exists()
+    assert run(changed(job, source={"columns": ["id"]})).rows_in == 2
+
+
 @pytest.mark.usefixtures("begun")
 def test_a_target_of_varchar_is_refused_since_delta_would_log_what_it_refuses(
     spark: "SparkSession", settings: dict[str, Any], run: Run
@@ -151,7 +166,7 @@ def test_a_text_whose_column_the_target_cannot_have_is_scored_by_every_command(
     assert run(follow(settings, "snapshot")).rows_in == 3
     spark.sql(f"UPDATE delta.`{target}` SET model = map('entities', 'old') WHERE id < 2")
     config = JobConfig.parse(settings)
-    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    again = rescore_table(spark, config, now=NOW)
     assert again.rows_in == 2
     assert pairs(spark, target, ["id"]) == pairs(spark, source, ["id"])
 
@@ -326,7 +341,7 @@ def test_texts_that_the_target_lacks_are_the_sources_and_so_is_a_double_key_of_t
     config = JobConfig.parse(settings)
 
     def rescore() -> RunSummary:
-        return rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+        return rescore_table(spark, config, now=NOW)
 
     with pytest.raises(TableError, match=rf"^{source}: 1 keys \(id\) are there more than once"):
         rescore()

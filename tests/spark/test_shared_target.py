@@ -71,7 +71,7 @@ def test_a_snapshot_and_a_rescore_leave_the_rows_of_another_source_alone(
 
     new = tiny_model(tmp_path / "new", head="sequence-classification", seed=5)
     config = JobConfig.parse(changed(shared, tasks={"sentiment": {"model": str(new)}}))
-    again = rescore_table(spark, config, now=NOW, progress=lambda done, total: None)
+    again = rescore_table(spark, config, now=NOW)
     assert again.rows_in == len(ROWS) - 5
     rows = spark.read.format("delta").load(target)
     assert rows.where(f"run_id = '{again.mlflow_run_id}' AND id >= 1000").count() == 0

@@ -114,7 +114,8 @@ def test_a_commit_waits_for_that_of_another_process(
     with held(target):
         job.start()
         checkpoint = Path(f"{target}_checkpoint")
-        while not list(checkpoint.glob("*/stage-stream/*/_delta_log/*.json")):
+        stage = "*/stage-stream/*/_delta_log/*.json"
+        while job.is_alive() and not list(checkpoint.glob(stage)):
             job.join(0.1)
         job.join(3)  # long enough for a commit that would not wait
         assert job.is_alive()

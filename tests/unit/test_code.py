@@ -59,11 +59,9 @@ HEAVY = {
         "comparison",
         "distribute",
         "frame",
-        "job",
         "labelled",
         "metrics",
         "microbatch",
-        "purge",
         "rescore",
         "run",
         "session",
@@ -72,7 +70,7 @@ HEAVY = {
         "todo",
         "udf",
     },
-    "delta": {"session", "tables"},
+    "delta": {"session"},
 }
 IN_FUNCTIONS_ONLY = {"torch", "transformers"}
 

@@ -18,17 +18,17 @@ def test_the_page_about_the_configuration_is_what_the_models_say() -> None:
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_links_lead_somewhere(file: Path) -> None:
-    text = file.read_text("utf-8")
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    def anchors_of(page: Path) -> set[str]:
+        titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    for link in re.findall(r"\]\(([^)]+)\)", file.read_text("utf-8")):
         if link.startswith("http"):
             continue
         path, _, anchor = link.partition("#")
-        assert not path or (file.parent / path).exists(), link
-        assert path or anchor in anchors, link
+        linked = file.parent / path if path else file
+        assert linked.exists(), link
+        assert not anchor or anchor in anchors_of(linked), link
 
 
 def test_every_error_code_has_its_remedy_and_its_line() -> None:

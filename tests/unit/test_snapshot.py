@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lakescore.errors import ModelError
-from lakescore.snapshot import Snapshot, open_snapshot, resolve, resolve_any
+from lakescore.snapshot import Snapshot, open_snapshot, resolve
 from tests.spoiling import FILES, edit, split
 from tests.tiny_models import ENTITY_LABELS, SENTIMENT_LABELS, tiny_model
 
@@ -146,15 +146,17 @@ def run_python(script: str) -> str:
     return done.stdout
 
 
-def test_resolve_any_takes_both_architectures(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_without_a_task_both_architectures_are_taken(
+    model: Path, cache: Path, tmp_path: Path
+) -> None:
     mood = tiny_model(tmp_path / "mood", head="sequence-classification")
-    assert [resolve_any(str(each), cache=cache).architecture for each in (model, mood)] == [
+    assert [resolve(str(each), task=None, cache=cache).architecture for each in (model, mood)] == [
         "token-classification",
         "sequence-classification",
     ]
     edit(mood / "config.json", architectures=["BertForMaskedLM"])
     with pytest.raises(ModelError) as caught:
-        resolve_any(str(mood), cache=cache)
+        resolve(str(mood), task=None, cache=cache)
     assert str(caught.value) == (
         f"{mood}: architecture BertForMaskedLM fits no task; name a token-classification or "
         "sequence-classification model"

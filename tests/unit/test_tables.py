@@ -13,14 +13,13 @@ from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
 from lakescore.places import checkpoint_of, job_tables
-from lakescore.tables import folders_in, is_folder, remove
-from lakescore.tables import names as table_names
+from lakescore.tables import folders, folders_in, is_folder, on_this_machine, remove
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
 from lakescore.tables.names import beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
 from lakescore.tables.source import Source, read_error
 from lakescore.tables.stream import VersionsRead
-from lakescore.tables.writers import Writer, others, recorded
+from lakescore.tables.writers import Writer, recorded
 
 
 @pytest.mark.parametrize(
@@ -226,16 +225,28 @@ def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) 
 def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
     said: str, kind: type[Exception], expected: str
 ) -> None:
-    error = read_error(said, "src", "/out/t")
+    error = read_error(said, "src", "/out/t", lambda table: "")
     assert type(error) is kind
     assert expected in str(error) and "Maria" not in str(error)
-    assert read_error("something else", "src", "/out/t") is None
+    assert read_error("something else", "src", "/out/t", lambda table: "") is None
 
 
-def test_a_file_of_the_target_that_is_gone_is_not_laid_at_the_sources_door() -> None:
-    said = "[FAILED_READ_FILE.FILE_NOT_EXIST] file:/out/t/part-0.parquet"
-    assert str(read_error(said, "src", "/out/t")).startswith("/out/t: files of it went while it")
-    assert str(read_error(said, "src", "/out/target")).startswith("src: files that the last run")
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("file:///out/t/part-0.parquet", "main.t: files of it went while it was read"),
+        ("file:/out/my%20src/part-0.parquet", "src: files that the last run had not read"),
+        ("s3a://out/my src/part-0.parquet", "src: files that the last run had not read"),
+        ("/tmp/blockmgr-1/shuffle_0.data (Too many open files)", None),
+        ("file:/out/target/part-0.parquet", None),
+    ],
+)
+def test_a_file_that_is_gone_is_laid_at_the_door_of_its_own_table(
+    file: str, expected: str | None
+) -> None:
+    at = {"main.t": "file:/out/t", "src": "file:/out/my%20src"}
+    error = read_error(f"java.io.FileNotFoundException: {file}", "src", "main.t", at.__getitem__)
+    assert error is None if expected is None else str(error).startswith(expected)
 
 
 def offset(version: int, index: int = -1) -> str:
@@ -244,12 +255,16 @@ def offset(version: int, index: int = -1) -> str:
 
 def test_versions_read_are_those_of_all_micro_batches() -> None:
     first = {"sources": [{"startOffset": "None", "endOffset": offset(3)}]}
-    assert VersionsRead().after(first) == VersionsRead(2, 2)
+    assert VersionsRead().after(first, None) == VersionsRead(2, 2)
+    # After a snapshot at version 1 a stream begins with version 2.
+    assert VersionsRead().after(first, 2) == VersionsRead(2, 2)
+    later = {"sources": [{"startOffset": "None", "endOffset": offset(6)}]}
+    assert VersionsRead().after(later, 2) == VersionsRead(2, 5)
     part = {"sources": [{"startOffset": offset(3), "endOffset": offset(4, 1)}]}
     rest = {"sources": [{"startOffset": offset(4, 1), "endOffset": offset(6)}]}
-    assert VersionsRead().after(part).after(rest) == VersionsRead(3, 5)
+    assert VersionsRead().after(part, None).after(rest, None) == VersionsRead(3, 5)
     nothing = {"sources": [{"startOffset": "None", "endOffset": "None"}]}
-    assert VersionsRead(1, 2).after(nothing) == VersionsRead(1, 2)
+    assert VersionsRead(1, 2).after(nothing, None) == VersionsRead(1, 2)
 
 
 def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
@@ -260,7 +275,6 @@ def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
     assert recorded([first, second], Source("`main`.b", "3", 0)) == second
     assert recorded([first, second], Source("main.c", "3", 0)) is None
     assert recorded([first, anew], Source("out/a", "3", 0)) == anew
-    assert others([first, second, anew], Source("out/a", "3", 0)) == [second]
     with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, day\)"):
         check_writer(first, replace(first, key=("id", "day")), "t")
     with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\)"):
@@ -277,7 +291,7 @@ def test_folders_of_a_volume_are_seen_as_files(
 ) -> None:
     # A stand-in for a workspace, whose Volumes no call of Hadoop's file systems may touch: it has
     # no JVM at all.
-    monkeypatch.setattr(table_names, "VOLUMES", f"{tmp_path}/")
+    monkeypatch.setattr(folders, "VOLUMES", f"{tmp_path}/")
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "18.0")
     spark: Any = SimpleNamespace()
     (tmp_path / "volume/stage/part").mkdir(parents=True)
@@ -285,7 +299,7 @@ def test_folders_of_a_volume_are_seen_as_files(
     folder = f"dbfs:{tmp_path}/volume"
     assert is_folder(spark, folder)
     assert folders_in(spark, folder) == [f"{folder}/stage"]
-    assert table_names.on_this_machine(spark, folder) is None  # no lock of this machine's holds it
+    assert on_this_machine(spark, folder) is None  # no lock of this machine's holds it
     remove(spark, f"{folder}/stage")
     assert folders_in(spark, folder) == []
     remove(spark, f"{folder}/stage")

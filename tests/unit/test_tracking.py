@@ -66,6 +66,15 @@ def test_processes_that_make_a_store_at_once_do_not_disturb_each_other(tmp_path:
     assert [process.wait() for process in at_once] == [0, 0, 0]
 
 
+def test_an_experiment_is_found_by_its_path_without_workspace(store: str) -> None:
+    # As Databricks keeps it, which does not find one by the path that its folders have.
+    for _ in range(2):
+        tracking.configure(store, "/Workspace/Shared/runs")
+    assert mlflow.get_experiment_by_name("/Shared/runs") is not None
+    assert mlflow.get_experiment_by_name("/Workspace/Shared/runs") is None
+    tracking.configure(store, "lakescore")
+
+
 def refusal(reference: str, cache: Path, task: str = "entities") -> str:
     with pytest.raises(ModelError) as caught:
         resolve(reference, task=task, cache=cache)  # type: ignore[arg-type]

@@ -1,21 +1,5 @@
 """Models made immutable: resolved once to checked files with a fingerprint; unsafe ones refused."""
 
-from lakescore.snapshot.store import (
-    MANIFEST,
-    Snapshot,
-    default_cache,
-    fingerprint_of,
-    open_snapshot,
-    resolve,
-    resolve_any,
-)
+from lakescore.snapshot.store import Snapshot, open_snapshot, resolve
 
-__all__ = [
-    "MANIFEST",
-    "Snapshot",
-    "default_cache",
-    "fingerprint_of",
-    "open_snapshot",
-    "resolve",
-    "resolve_any",
-]
+__all__ = ["Snapshot", "open_snapshot", "resolve"]

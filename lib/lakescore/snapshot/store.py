@@ -70,24 +70,28 @@ def default_cache() -> Path:
     return Path(os.environ.get("LAKESCORE_CACHE") or "~/.cache/lakescore/snapshots").expanduser()
 
 
-def resolve(reference: str, *, task: TaskName, cache: Path | None = None) -> Snapshot:
+def resolve(reference: str, *, task: TaskName | None, cache: Path | None = None) -> Snapshot:
     """Make the model that `reference` names a snapshot; only the driver does this.
 
     Args:
         reference: A folder, `org/name@revision` on the Hub, or an MLflow URI (`models:/name@alias`,
             `models:/name/3`, `runs:/id/path`).
-        task: The task that the model must fit.
+        task: The task that the model must fit; None for one of either architecture.
         cache: Where snapshots are kept; by default `default_cache()`.
 
     Raises:
         ModelError: If there is no such model, or it is unsafe, damaged or does not fit the task.
     """
-    return _resolve(reference, task, cache)
-
-
-def resolve_any(reference: str, *, cache: Path | None = None) -> Snapshot:
-    """Do the same for a model of either architecture, where no task is named yet."""
-    return _resolve(reference, None, cache)
+    cache = (cache or default_cache()).absolute()
+    if reference.startswith(("models:", "runs:")):
+        return _resolve_mlflow(reference, task, cache)
+    folder = Path(reference).expanduser()
+    if reference and folder.is_dir():
+        return _store(_folder_source(folder, reference), reference, None, task, cache)
+    named = hub.split_reference(reference)
+    if named is None:
+        raise ModelError(_not_a_reference(reference, folder))
+    return _resolve_hub(reference, *named, task, cache)
 
 
 def open_snapshot(
@@ -131,19 +135,6 @@ def fingerprint_of(digests: Mapping[str, str], *, family: str = "") -> str:
     """Return the SHA-256 over sorted (name, SHA-256) pairs, and the tokenizer's class if given."""
     pairs = "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256((family + pairs).encode()).hexdigest()
-
-
-def _resolve(reference: str, task: TaskName | None, cache: Path | None) -> Snapshot:
-    cache = (cache or default_cache()).absolute()
-    if reference.startswith(("models:", "runs:")):
-        return _resolve_mlflow(reference, task, cache)
-    folder = Path(reference).expanduser()
-    if reference and folder.is_dir():
-        return _store(_folder_source(folder, reference), reference, None, task, cache)
-    named = hub.split_reference(reference)
-    if named is None:
-        raise ModelError(_not_a_reference(reference, folder))
-    return _resolve_hub(reference, *named, task, cache)
 
 
 def _resolve_mlflow(reference: str, task: TaskName | None, cache: Path) -> Snapshot:

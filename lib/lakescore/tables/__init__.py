@@ -1,17 +1,14 @@
 """Delta tables: what is new in the source, and how each row of it gets into the target once."""
 
 from lakescore.tables.changes import CHANGE, HASH
+from lakescore.tables.folders import folders_in, is_folder, on_this_machine, remove
 from lakescore.tables.names import (
     describe,
     exists,
-    folders_in,
     identifier,
-    is_folder,
     is_path,
     load,
-    on_this_machine,
     quoted,
-    remove,
     version,
 )
 from lakescore.tables.stage import kept, save_aside

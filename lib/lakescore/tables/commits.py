@@ -23,6 +23,7 @@ _DELTA = "spark.databricks.delta."
 # Two writers that meet: the slower one reads again and tries again, after a pause that grows.
 _ATTEMPTS = 40
 _LONGEST_PAUSE = 8.0
+_LOSING = ("spark.sql.files.ignoreMissingFiles", "spark.sql.files.ignoreCorruptFiles")
 _UNWRITABLE = ("AccessDenied", "Mkdirs failed", "Permission denied", "Read-only file system")
 # Said where a new row's key is in the target at the moment of the commit: if it has left again by
 # then, that was a conflict.
@@ -113,7 +114,7 @@ def with_settings(spark: "SparkSession", settings: Mapping[str, str]) -> Iterato
 
 
 def check_settings(spark: "SparkSession") -> None:
-    """Check that a session takes the settings by which commits are numbered.
+    """Check that a session takes the settings by which commits are numbered, and reads all rows.
 
     Raises:
         SetupError: it does not.
@@ -129,6 +130,12 @@ def check_settings(spark: "SparkSession") -> None:
             "cannot tell a commit that was made from one that was not; run the job on a cluster in "
             "standard or dedicated access mode"
         ) from error
+    for name in _LOSING:
+        if str(spark.conf.get(name, "false")).lower() == "true":
+            raise SetupError(
+                f"{name} is true in this session, so that rows whose file is gone or damaged would "
+                "be lost without a word; set it to false"
+            )
 
 
 def set_property(

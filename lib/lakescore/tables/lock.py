@@ -1,8 +1,8 @@
 """One process at a time, on this machine's own disk: there Delta and Spark cannot see to it.
 
 A commit is a rename that must fail where the file is there already. Object stores and HDFS know
-such a rename; Hadoop's local file system looks first and then replaces, so that two processes at
-the same moment would both believe to have committed.
+such a rename, or Delta's log store for them does; Hadoop's local file system looks first and then
+replaces, so that two processes at the same moment would both believe to have committed.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from lakescore import failpoints
 from lakescore.errors import BusyError, TableError
 from lakescore.locks import locked
-from lakescore.tables.names import is_path, on_this_machine
+from lakescore.tables.folders import on_this_machine
+from lakescore.tables.names import is_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

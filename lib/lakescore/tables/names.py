@@ -1,21 +1,16 @@
-"""Delta tables by name or path: how they are quoted, opened, described and removed."""
+"""Delta tables by name or path: how they are quoted, opened and described."""
 
-import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from lakescore.distribute import is_connect
 from lakescore.errors import TableError, root_cause
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-logger = logging.getLogger(__name__)
 
 # What Spark and Delta say of a table that is not there; all else is about one that is.
 _MISSING = frozenset(
@@ -29,8 +24,6 @@ _MISSING = frozenset(
     }
 )
 _PARTS = re.compile(r"`(?:[^`]|``)+`|[^`.]+")
-# Databricks shows Volumes as folders, and refuses them to calls of Hadoop's file systems.
-VOLUMES = "/Volumes/"
 
 
 def is_path(table: str) -> bool:
@@ -38,9 +31,18 @@ def is_path(table: str) -> bool:
     return "/" in re.sub("`[^`]*`", "", table)
 
 
-def quoted(column: str) -> str:
-    """Return a column's name for a Spark expression: it may hold a dot or a space."""
-    return "`" + column.replace("`", "``") + "`"
+def quoted(name: str) -> str:
+    """Return a column or a part of a table's name for Spark: it may hold a dot or a space.
+
+    Raises:
+        TableError: it holds a variable of Spark's SQL, which is put in between quotes, too.
+    """
+    if "${" in name:
+        raise TableError(
+            f"{name}: holds ${{, where Spark's SQL puts the value of a variable; give the column, "
+            "the table or the path a name without it"
+        )
+    return "`" + name.replace("`", "``") + "`"
 
 
 def identifier(table: str) -> str:
@@ -49,11 +51,6 @@ def identifier(table: str) -> str:
     Raises:
         TableError: it is not of the form a, a.b or a.b.c, or holds a variable of Spark's SQL.
     """
-    if "${" in table:
-        raise TableError(
-            f"{table}: holds ${{, where Spark's SQL puts the value of a variable; name a table or "
-            "a path without it"
-        )
     if is_path(table):
         return f"delta.{quoted(absolute(table))}"
     return ".".join(map(quoted, _parts(table)))
@@ -152,18 +149,6 @@ def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame 
         ) from error
 
 
-def lines(spark: "SparkSession", path: str) -> list[str] | None:
-    """Read a file of text, or a folder's; None where there is none."""
-    from pyspark.errors import AnalysisException
-
-    # Spark takes a path for a pattern; a folder may have brackets in its name.
-    exact = re.sub(r"[][{}*?\\]", r"\\\g<0>", path)
-    try:
-        return [row[0] for row in spark.read.text(exact).collect()]
-    except AnalysisException:
-        return None
-
-
 def literal(value: Any) -> str:
     """Return a value for SQL: of text, a number or a date."""
     if isinstance(value, date):
@@ -201,9 +186,13 @@ def _said(spark: "SparkSession", table: str, statement: str) -> "DataFrame":
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What Delta knows of a table without reading it; `id` is new when a table is made anew."""
+    """What Delta knows of a table without reading it; `id` is new when a table is made anew.
+
+    `location` is a URI.
+    """
 
     id: str
+    location: str
     properties: Mapping[str, str]
     bytes: int
     files: int
@@ -219,7 +208,7 @@ def describe(spark: "SparkSession", table: str) -> Details:
     if row is None or row["format"] != "delta":
         raise TableError(f"{table}: is not a Delta table; name one, or save it with format delta")
     size, files = int(row["sizeInBytes"] or 0), int(row["numFiles"] or 0)
-    return Details(row["id"], row["properties"] or {}, size, files)
+    return Details(row["id"], row["location"], row["properties"] or {}, size, files)
 
 
 def version(spark: "SparkSession", table: str) -> int:
@@ -231,77 +220,3 @@ def version(spark: "SparkSession", table: str) -> int:
     row = history(spark, table, 1).select("version").first()
     assert row is not None  # a table has a commit
     return int(row["version"])
-
-
-def is_folder(spark: "SparkSession", folder: str) -> bool:
-    """Tell whether there is a folder, on any file system that Spark writes to.
-
-    Spark has no call of its own for it, nor for its removal.
-    """
-    if (seen := _as_files(spark, folder)) is not None:
-        return os.path.isdir(seen)
-    path, files = _on_its_file_system(spark, folder)
-    return bool(files.exists(path))
-
-
-def folders_in(spark: "SparkSession", folder: str) -> list[str]:
-    """Return the paths of the folders in a folder; none where it is not there."""
-    if not is_folder(spark, folder):
-        return []
-    if (seen := _as_files(spark, folder)) is not None:
-        names = [each.name for each in os.scandir(seen) if each.is_dir()]
-    else:
-        path, files = _on_its_file_system(spark, folder)
-        there = [each for each in files.listStatus(path) if each.isDirectory()]
-        names = [str(each.getPath().getName()) for each in there]
-    return [f"{folder}/{name}" for name in sorted(names)]
-
-
-def remove(spark: "SparkSession", folder: str) -> None:
-    """Remove a folder and all that is in it, if it is there; warn where some of it stays."""
-    if (seen := _as_files(spark, folder)) is None:
-        path, files = _on_its_file_system(spark, folder)
-        files.delete(path, True)
-        return
-    for _ in range(2):  # another run may have put a file into it meanwhile
-        shutil.rmtree(seen, ignore_errors=True)
-    if os.path.lexists(seen):
-        logger.warning("%s: could not be removed; it may hold texts, so remove it by hand", folder)
-
-
-def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
-    """Return the path of a folder on this machine's own disk; None for one elsewhere.
-
-    With Connect, where Spark's folders are cannot be told.
-
-    Raises:
-        TableError: there is no such file system.
-    """
-    if _as_files(spark, folder) is not None:
-        return None
-    try:
-        path, files = _on_its_file_system(spark, folder)
-    except Exception as error:  # of Java's own
-        if not hasattr(error, "java_exception"):
-            raise
-        raise TableError(
-            f"{folder}: is of a file system that this Spark does not know ({root_cause(error)})"
-        ) from error
-    where = files.makeQualified(path).toUri()
-    return str(where.getPath()) if where.getScheme() == "file" else None
-
-
-def _as_files(spark: "SparkSession", folder: str) -> str | None:
-    """Return a folder's path if the driver is to see it as files; None where Hadoop is asked.
-
-    With Connect there is no JVM to ask, and folders are on Volumes.
-    """
-    path = folder.removeprefix("dbfs:")
-    is_volume = path.startswith(VOLUMES) and "DATABRICKS_RUNTIME_VERSION" in os.environ
-    return path if is_connect(spark) or is_volume else None
-
-
-def _on_its_file_system(spark: "SparkSession", folder: str) -> tuple[Any, Any]:
-    jvm: Any = spark._jvm
-    path = jvm.org.apache.hadoop.fs.Path(folder)
-    return path, path.getFileSystem(spark._jsc.hadoopConfiguration())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
 from lakescore.tables import writers
-from lakescore.tables.names import folders_in, lines, remove
+from lakescore.tables.folders import folders_in, lines, remove
 from lakescore.tables.names import version as latest
 from lakescore.tables.source import RECOVER, Source
 from lakescore.tables.stream import Offset

@@ -1,21 +1,15 @@
 """The source: the table that is read, its keys, and why it cannot be read on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from lakescore.errors import BusyError, LakescoreError, RefusedRowsError, TableError
 from lakescore.tables.changes import CHANGE
-from lakescore.tables.names import (
-    absolute,
-    describe,
-    identifier,
-    is_path,
-    quoted,
-    version,
-)
+from lakescore.tables.names import describe, identifier, quoted, version
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -27,9 +21,8 @@ _GONE = (
     "DELTA_MISSING_FILES_UNEXPECTED_VERSION",
     "DELTA_VERSION_NOT_FOUND",
     "DELTA_VERSIONS_NOT_CONTIGUOUS",
-    "FILE_NOT_EXIST",
-    "FileNotFoundException",
 )
+_NO_FILE = ("FILE_NOT_EXIST", "FileNotFoundException")  # of any table, or of Spark's own
 _FEED = "delta.enableChangeDataFeed"
 RECOVER = (
     "run once with --set source.changes=snapshot, which scores only what the target lacks; "
@@ -111,10 +104,13 @@ def refuse_double_keys(table: str, key: Sequence[str], keys: int, rows: int | No
         )
 
 
-def read_error(said: str, source: str, target: str) -> LakescoreError | None:
+def read_error(
+    said: str, source: str, target: str, location: Callable[[str], str]
+) -> LakescoreError | None:
     """Say why a source cannot be read on, in words that quote no row; None if it is not that.
 
-    What `said` it may have meant a file of the `target`.
+    What `said` it may have meant a file of the `target`: `location` tells where a table is, and an
+    empty text where that cannot be told.
     """
     if "DELTA_SOURCE_TABLE_IGNORE_CHANGES" in said or "DELTA_SOURCE_IGNORE_DELETE" in said:
         return TableError(
@@ -142,12 +138,13 @@ def read_error(said: str, source: str, target: str) -> LakescoreError | None:
             f"{damaged[1]}: is not as Spark wrote it, as after a loss of power; restore "
             f"target.checkpoint, or {RECOVER}"
         )
-    if any(sign in said for sign in _GONE):
-        if is_path(target) and f"{absolute(target)}/" in said:
-            return TableError(
-                f"{target}: files of it went while it was read, by VACUUM with a retention that is "
-                "shorter than a run, or by another's hand; run the job again"
-            )
+    is_file = any(sign in said for sign in _NO_FILE)
+    if is_file and _names(said, location(target)):
+        return TableError(
+            f"{target}: files of it went while it was read, by VACUUM with a retention that is "
+            "shorter than a run, or by another's hand; run the job again"
+        )
+    if any(sign in said for sign in _GONE) or (is_file and _names(said, location(source))):
         return TableError(
             f"{source}: files that the last run had not read yet are gone, by VACUUM or by the "
             f"clean-up of its log; {RECOVER}"
@@ -157,3 +154,9 @@ def read_error(said: str, source: str, target: str) -> LakescoreError | None:
             f"another run of this job reads {source} at this moment and was faster; it has the rows"
         )
     return None
+
+
+def _names(said: str, location: str) -> bool:
+    """Tell whether an error names a file of a folder, by whatever scheme and signs."""
+    folder = re.sub(r"^\w+:/*", "/", location).rstrip("/")
+    return bool(location) and any(f"{sign(folder)}/" in sign(said) for sign in (str, unquote))

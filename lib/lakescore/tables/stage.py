@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
-from lakescore.tables.names import absolute, exists, history, remove
+from lakescore.tables.folders import remove
+from lakescore.tables.names import absolute, exists, history
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _DAMAGED = "DELTA_STATE_RECOVER_ERROR"
 _GONE = ("FILE_NOT_EXIST", "FileNotFound", "PATH_NOT_FOUND")  # and its log not yet
+# What Delta says of a table that another run has just made.
+_THERE = ("DELTA_METADATA_CHANGED", "DELTA_PATH_EXISTS", "DELTA_PROTOCOL_CHANGED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ def find(spark: "SparkSession", folder: str) -> Manifest | None:
     try:
         if not exists(spark, folder):
             return None
-        row = history(spark, folder, 1).select("userMetadata").first()
+        # Its first commit: one that compacts its files may have come after that.
+        row = history(spark, folder).where("version = 0").select("userMetadata").first()
         return None if row is None else Manifest(**json.loads(row[0]))
     except (TableError, TypeError, ValueError) as error:
         is_damaged = not isinstance(error, TableError) or _DAMAGED in str(error)
@@ -49,13 +53,16 @@ def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
     """Score a micro-batch into a stage; where another run has just staged it, that one stays.
 
     Raises:
-        BusyError: it did so with other models or settings.
+        BusyError: it did so with other models or settings, or has removed it already.
     """
     try:
         save_aside(scored, folder, userMetadata=json.dumps(asdict(manifest)))
     except Exception as error:  # Spark's, Delta's, and Java's own
         found = find(scored.sparkSession, folder)
         if found is None:
+            said = str(error)
+            if any(sign in said for sign in _THERE) or _is_gone(folder, said):
+                raise _overtaken(folder) from error
             raise
         if found.digest != manifest.digest:
             raise BusyError(
@@ -86,12 +93,19 @@ def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
-        said = str(error)
-        is_named = absolute(folder) in said and any(sign in said for sign in _GONE)
-        if not is_named and exists(spark, folder):
+        if not _is_gone(folder, str(error)) and exists(spark, folder):
             raise
         remove(spark, folder)  # what is left of it is of no use
-        raise BusyError(
-            f"{folder}: another run of this job is at work or was faster, and removed what this "
-            "one had put aside; what is not in the target yet, the next run scores"
-        ) from error
+        raise _overtaken(folder) from error
+
+
+def _is_gone(folder: str, said: str) -> bool:
+    """Tell whether an error speaks of files of a folder that are not there any more."""
+    return absolute(folder) in said and any(sign in said for sign in _GONE)
+
+
+def _overtaken(folder: str) -> BusyError:
+    return BusyError(
+        f"{folder}: another run of this job is at work or was faster, and removed what was put "
+        "aside; what is not in the target yet, the next run scores"
+    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lakescore.tables.names import identifier, is_path, lines, load
+from lakescore.tables.folders import lines
+from lakescore.tables.names import identifier, is_path, load
 from lakescore.tables.writers import Trace
 
 if TYPE_CHECKING:
@@ -98,14 +99,18 @@ class VersionsRead:
     first: int | None = None
     last: int | None = None
 
-    def after(self, progress: Any) -> "VersionsRead":
-        """Return them with those of one micro-batch's progress added."""
+    def after(self, progress: Any, starting_version: int | None) -> "VersionsRead":
+        """Return them with those of one micro-batch's progress added.
+
+        The first one of a stream begins with its starting version, or has read all that was there.
+        """
         [source] = progress["sources"]
         begin, end = _offset(source["startOffset"]), _offset(source["endOffset"])
         if end is None:
             return self
         last = end.whole if end.part is None else end.part
-        first = last if begin is None else begin.whole + 1
+        began = last if starting_version is None else starting_version
+        first = began if begin is None else begin.whole + 1
         return VersionsRead(min(self.first if self.first is not None else first, first, last), last)
 
 

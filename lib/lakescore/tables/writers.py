@@ -64,13 +64,22 @@ def recorded(writers: Sequence[Writer], source: Source) -> Writer | None:
     return None
 
 
-def others(writers: Sequence[Writer], source: Source) -> list[Writer]:
+def others(spark: "SparkSession", writers: Sequence[Writer], source: Source) -> list[Writer]:
     """Return the writers of all other sources."""
-    mine = place(source.table)
-    return [each for each in writers if each.id != source.id and place(each.source) != mine]
+    return [each for each in writers if not _is_of(spark, each, source)]
 
 
-def beside(
+def _is_of(spark: "SparkSession", writer: Writer, source: Source) -> bool:
+    """Tell whether a writer is of a source, or of what was there before under any of its names."""
+    if writer.id == source.id or place(writer.source) == place(source.table):
+        return True
+    try:
+        return describe(spark, writer.source).id == source.id
+    except TableError:  # it is not there, or not for this job to see
+        return False
+
+
+def without_keys_of(
     spark: "SparkSession",
     todo: "DataFrame",
     other: Writer,
@@ -98,8 +107,7 @@ def beside(
         unread = TableError(
             f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
             f"known which are of {source.table}; let this job read it, or, if it is gone for good "
-            f"and its rows are to go with the next snapshot, ALTER TABLE {identifier(table)} UNSET "
-            f"TBLPROPERTIES ({literal(_WRITER + other.id)})"
+            f"and its rows are to go with the next snapshot, {_forgotten(table, other)}"
         )
         if not again:
             raise unread from error
@@ -108,20 +116,32 @@ def beside(
     if both := kept.join(theirs, [*key], "left_semi").count():
         raise TableError(
             f"{source.table}: {both:,} keys ({', '.join(key)}) are in {other.source}, too, "
-            f"which is also scored into {table}; name another target.table for one of them"
+            f"which is also scored into {table}; name another target.table for one of them, or, if "
+            f"{source.table} has taken the place of that one, {_forgotten(table, other)}"
         )
     gone = todo.where(is_delete).join(theirs, [*key], "left_anti")
     return kept.unionByName(gone)
 
 
+def _forgotten(table: str, writer: Writer) -> str:
+    """Return the SQL that lets a target forget a writer."""
+    named = literal(_WRITER + writer.id)
+    return f"ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES IF EXISTS ({named})"
+
+
 def register(
-    spark: "SparkSession", table: str, writer: Writer, *, guard: Callable[[], None]
+    spark: "SparkSession",
+    table: str,
+    writer: Writer,
+    source: Source,
+    *,
+    guard: Callable[[], None],
 ) -> None:
     """Record a job in the target, in place of what was recorded of its source before.
 
-    A source that was made anew has another id, and its older record stays beside the new one,
-    which is the one that is found. `guard` is called before each attempt; it raises where another
-    run was faster.
+    A source that was made anew has another id: what was recorded of the former one goes, or that
+    one, if it ever came back, would be read on from where it was. `guard` is called before each
+    attempt; it raises where another run was faster.
     """
 
     def write() -> None:
@@ -130,6 +150,13 @@ def register(
         set_property(spark, table, _WRITER + writer.id, json.dumps(asdict(writer)), note)
 
     committed(spark, table, write)
+    for former in find(spark, table):
+        if former.id != writer.id and _is_of(spark, former, source):
+
+            def forget() -> None:
+                spark.sql(_forgotten(table, former))  # noqa: B023  # called at once
+
+            committed(spark, table, forget)
 
 
 def guard(
@@ -142,7 +169,7 @@ def guard(
 
     def check() -> None:
         found = find(spark, table)
-        if alone and others(found, source):
+        if alone and others(spark, found, source):
             raise BusyError(f"{table}: another job has begun to write to it; run it again")
         if recorded(found, source) not in writers:
             raise BusyError(

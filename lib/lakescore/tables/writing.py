@@ -100,12 +100,12 @@ def _overwrite(rows: "DataFrame", table: str) -> None:
     """Put rows in the place of all that a table holds."""
     from pyspark.sql import functions as F
 
+    # All of it, in a session that replaces only the partitions at hand, too.
+    static = {"partitionOverwriteMode": "static"}
     if is_path(table):
-        # All of it, in a session that replaces only the partitions at hand, too.
-        static = {"partitionOverwriteMode": "static"}
         rows.write.format("delta").mode("overwrite").options(**static).save(table)
     else:  # saveAsTable would make a Delta table anew, or refuse: Spark 3.5
-        rows.writeTo(identifier(table)).overwrite(F.lit(True))
+        rows.writeTo(identifier(table)).options(**static).overwrite(F.lit(True))
 
 
 def append(rows: "DataFrame", table: str, **options: str) -> None:

@@ -1,8 +1,8 @@
 """What lakescore finds in a text: one module per task, all of the same small shape.
 
 A task names the head that it needs, says which Arrow type its results have, and turns
-the encoder's arrays into an Arrow array of one value per text. A new task is a new module here,
-its options in `config.py`, and a line in `plan.make_plan`.
+the encoder's arrays into an Arrow array of one value per text. docs/contributing.md says what a
+new task needs beside its module here.
 """
 
 from typing import Protocol

@@ -5,21 +5,10 @@ MLflow reaches the caller.
 """
 
 from lakescore.tracking.client import configure, describe_store
-from lakescore.tracking.models import (
-    FINGERPRINT_TAG,
-    FoundModel,
-    ModelFiles,
-    RegisteredVersion,
-    download_model,
-    find_model,
-    register,
-)
+from lakescore.tracking.models import RegisteredVersion, download_model, find_model, register
 from lakescore.tracking.runs import Run, RunFigures, run_figures, start_run
 
 __all__ = [
-    "FINGERPRINT_TAG",
-    "FoundModel",
-    "ModelFiles",
     "RegisteredVersion",
     "Run",
     "RunFigures",

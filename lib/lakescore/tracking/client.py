@@ -23,7 +23,8 @@ def configure(
 
     Args:
         tracking_uri: For instance `sqlite:///mlflow.db`.
-        experiment: Made if it is missing; on Databricks a workspace path.
+        experiment: Made if it is missing; on Databricks a workspace path, which MLflow has without
+            /Workspace: it does not find one that is named with it.
         registry_uri: `databricks-uc` for Unity Catalog, whose names have three parts.
 
     Raises:
@@ -42,7 +43,7 @@ def configure(
                 lock.enter_context(locked(os.path.abspath(path), wait=True, is_file=True))
                 mlflow.search_experiments(max_results=1)
             if experiment is not None:
-                mlflow.set_experiment(experiment)
+                mlflow.set_experiment(re.sub("^/Workspace(?=/)", "", experiment))
 
 
 def describe_store() -> str:

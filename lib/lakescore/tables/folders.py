@@ -1,0 +1,105 @@
+"""Folders and files beside tables: of checkpoints, of what is put aside; seen, read and removed."""
+
+import logging
+import os
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from lakescore.distribute import is_connect
+from lakescore.errors import TableError, root_cause
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
+
+# Databricks shows Volumes as folders, and refuses them to calls of Hadoop's file systems.
+VOLUMES = "/Volumes/"
+
+
+def lines(spark: "SparkSession", path: str) -> list[str] | None:
+    """Read a file of text, or a folder's; None where there is none."""
+    from pyspark.errors import AnalysisException
+
+    # Spark takes a path for a pattern; a folder may have brackets in its name.
+    exact = re.sub(r"[][{}*?\\]", r"\\\g<0>", path)
+    try:
+        return [row[0] for row in spark.read.text(exact).collect()]
+    except AnalysisException:
+        return None
+
+
+def is_folder(spark: "SparkSession", folder: str) -> bool:
+    """Tell whether there is a folder, on any file system that Spark writes to.
+
+    Spark has no call of its own for it, nor for its removal.
+    """
+    if (seen := _as_files(spark, folder)) is not None:
+        return os.path.isdir(seen)
+    path, files = _on_its_file_system(spark, folder)
+    return bool(files.exists(path))
+
+
+def folders_in(spark: "SparkSession", folder: str) -> list[str]:
+    """Return the paths of the folders in a folder; none where it is not there."""
+    if not is_folder(spark, folder):
+        return []
+    if (seen := _as_files(spark, folder)) is not None:
+        names = [each.name for each in os.scandir(seen) if each.is_dir()]
+    else:
+        path, files = _on_its_file_system(spark, folder)
+        there = [each for each in files.listStatus(path) if each.isDirectory()]
+        names = [str(each.getPath().getName()) for each in there]
+    return [f"{folder}/{name}" for name in sorted(names)]
+
+
+def remove(spark: "SparkSession", folder: str) -> None:
+    """Remove a folder and all that is in it, if it is there; warn where some of it stays."""
+    if (seen := _as_files(spark, folder)) is not None:
+        for _ in range(2):  # another run may have put a file into it meanwhile
+            shutil.rmtree(seen, ignore_errors=True)
+        stays = os.path.lexists(seen)
+    else:
+        path, files = _on_its_file_system(spark, folder)
+        stays = not files.delete(path, True) and files.exists(path)
+    if stays:
+        logger.warning("%s: could not be removed; it may hold texts, so remove it by hand", folder)
+
+
+def on_this_machine(spark: "SparkSession", folder: str) -> str | None:
+    """Return the path of a folder on this machine's own disk; None for one elsewhere.
+
+    With Connect, where Spark's folders are cannot be told.
+
+    Raises:
+        TableError: there is no such file system.
+    """
+    if _as_files(spark, folder) is not None:
+        return None
+    try:
+        path, files = _on_its_file_system(spark, folder)
+    except Exception as error:  # of Java's own
+        if not hasattr(error, "java_exception"):
+            raise
+        raise TableError(
+            f"{folder}: is of a file system that this Spark does not know ({root_cause(error)})"
+        ) from error
+    where = files.makeQualified(path).toUri()
+    return str(where.getPath()) if where.getScheme() == "file" else None
+
+
+def _as_files(spark: "SparkSession", folder: str) -> str | None:
+    """Return a folder's path if the driver is to see it as files; None where Hadoop is asked.
+
+    With Connect there is no JVM to ask, and folders are on Volumes.
+    """
+    path = folder.removeprefix("dbfs:")
+    is_volume = path.startswith(VOLUMES) and "DATABRICKS_RUNTIME_VERSION" in os.environ
+    return path if is_connect(spark) or is_volume else None
+
+
+def _on_its_file_system(spark: "SparkSession", folder: str) -> tuple[Any, Any]:
+    jvm: Any = spark._jvm
+    path = jvm.org.apache.hadoop.fs.Path(folder)
+    return path, path.getFileSystem(spark._jsc.hadoopConfiguration())
