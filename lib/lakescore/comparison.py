@@ -32,14 +32,15 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     known = writers.find(spark, job.target)
     version = names.version(spark, table)  # not older than what another run may have read by then
     recorder.versions = stream.VersionsRead(version, version)
-    before = writers.recorded(known, job.source)
+    before = writers.recorded(spark, known, job.source)
     if before is not None:
         position.check_writer(before, job.writer, job.target)
     others = writers.others(spark, known, job.source)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
-            "would remove; choose merge, or another target.table"
+            "would remove; choose merge, or another target.table, or, if they are to go, "
+            f"{writers.forgetting(job.target, others[0])}"
         )
     rows = load(spark, table, version=version)
     source.check_keys(rows, table, job.key)
@@ -79,7 +80,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                     "compared with it; run it again"
                 )
 
-        writers.register(spark, job.target, writer, job.source, guard=unchanged)
+        writers.register(spark, job.target, writer, in_place_of=in_place_of, guard=unchanged)
 
     recorder.batches.before_first_write = lambda: register(begun, in_place_of=before)
     if not is_overwrite:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from lakescore.comparison import score_snapshot
 from lakescore.config import JobConfig, check_output
 from lakescore.distribute import is_connect
-from lakescore.errors import LakescoreError, SetupError, TableError
+from lakescore.errors import LakescoreError, SetupError
 from lakescore.microbatch import Job
 from lakescore.places import STREAM_STAGES
 from lakescore.progress import Progress, quiet
 from lakescore.run import Recorder, RunSummary, opened, recorded, summary_of
 from lakescore.stream import score_stream
-from lakescore.tables import commits, describe, source
+from lakescore.tables import commits, source
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -61,7 +61,7 @@ def score_table(
             recorded(
                 spark, job, "score", now=now, progress=progress, stages=stages, finish=report
             ) as recorder,
-            explained(spark, job),
+            explained(job),
         ):
             if is_snapshot:
                 score_snapshot(spark, job, recorder)
@@ -71,22 +71,15 @@ def score_table(
 
 
 @contextmanager
-def explained(spark: "SparkSession", job: Job) -> Iterator[None]:
+def explained(job: Job) -> Iterator[None]:
     """Say in lakescore's words why tables cannot be read on; Spark's own may quote rows."""
-
-    def location(table: str) -> str:
-        try:
-            return describe(spark, table).location
-        except TableError:
-            return ""
-
     try:
         yield
     except LakescoreError:
         raise
     except Exception as error:  # Spark's, Delta's, and Java's own
         known: LakescoreError | None = commits.write_error(job.checkpoint, error)
-        known = known or source.read_error(str(error), job.source.table, job.target, location)
+        known = known or source.read_error(str(error), job.source, job.target, job.location)
         if known is None:
             raise
         raise known from error

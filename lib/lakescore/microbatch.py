@@ -37,6 +37,7 @@ class Job:
         source: the table that is read.
         target: the table that is written.
         target_version: its version before the run.
+        location: the folder of its files, with its scheme.
         dropped: its columns of tasks that the job has not.
         checkpoint: the folder of what the job remembers.
         plan: the models.
@@ -48,6 +49,7 @@ class Job:
     source: source.Source
     target: str
     target_version: int
+    location: str
     dropped: tuple[str, ...]
     checkpoint: str
     plan: Plan

@@ -46,7 +46,7 @@ def _again(
     with (
         opened(spark, config, makes_target=False) as job,
         recorded(spark, job, command, now=now, progress=progress, how="merge") as recorder,
-        explained(spark, job),
+        explained(job),
     ):
         is_wanted: Column = ~changes.is_scored_by(job.plan.versions)
         if command == "retry":
@@ -60,7 +60,7 @@ def _again(
 def _own(spark: "SparkSession", job: Job, rows: "DataFrame") -> "DataFrame":
     """Return the rows that are of the job's own source, where the target has those of others."""
     known = writers.find(spark, job.target)
-    writer = writers.recorded(known, job.source)
+    writer = writers.recorded(spark, known, job.source)
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
     if not writers.others(spark, known, job.source):

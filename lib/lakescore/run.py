@@ -108,6 +108,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             source=found,
             target=to,
             target_version=names.version(spark, to),
+            location=at_target.location,
             dropped=tuple(
                 name
                 for name in type(config.tasks).model_fields

@@ -27,7 +27,7 @@ from tests.spark.test_changes import (
     content,
     follow,
 )
-from tests.spark.test_recovery import at_step
+from tests.spark.test_recovery import as_anew, at_step
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -187,12 +187,6 @@ def test_a_run_that_ends_in_an_error_bills_what_spark_has_written_down(
     bills = spark.read.format("delta").load(f"{settings['target']['table']}_runs")
     found = {row.status: row.rows_in for row in bills.collect()}
     assert found == {"failed": len(ROWS), "finished": 0}
-
-
-def as_anew(spark: "SparkSession") -> None:
-    """Let Delta forget the logs that it has read, as a new process has read none."""
-    jvm: Any = spark._jvm
-    jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
 
 
 def put_back(spark: "SparkSession", folder: str, copy: str) -> None:

@@ -13,13 +13,13 @@ from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
 from lakescore.places import checkpoint_of, job_tables
-from lakescore.tables import folders, folders_in, is_folder, on_this_machine, remove
+from lakescore.tables import folders, folders_in, is_folder, on_this_machine, remove, writers
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
-from lakescore.tables.names import beside, identifier, is_path, literal, place
+from lakescore.tables.names import Details, beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
 from lakescore.tables.source import Source, read_error
 from lakescore.tables.stream import VersionsRead
-from lakescore.tables.writers import Writer, recorded
+from lakescore.tables.writers import Writer, others, recorded
 
 
 @pytest.mark.parametrize(
@@ -225,27 +225,33 @@ def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) 
 def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
     said: str, kind: type[Exception], expected: str
 ) -> None:
-    error = read_error(said, "src", "/out/t", lambda table: "")
+    error = read_error(said, Source("src", "1", 0), "/out/t", "")
     assert type(error) is kind
     assert expected in str(error) and "Maria" not in str(error)
-    assert read_error("something else", "src", "/out/t", lambda table: "") is None
+    assert read_error("something else", Source("src", "1", 0), "/out/t", "") is None
 
 
 @pytest.mark.parametrize(
-    ("file", "expected"),
+    ("file", "at", "expected"),
     [
-        ("file:///out/t/part-0.parquet", "main.t: files of it went while it was read"),
-        ("file:/out/my%20src/part-0.parquet", "src: files that the last run had not read"),
-        ("s3a://out/my src/part-0.parquet", "src: files that the last run had not read"),
-        ("/tmp/blockmgr-1/shuffle_0.data (Too many open files)", None),
-        ("file:/out/target/part-0.parquet", None),
+        ("file:///out/t/part-0", "file:/out/t", "main.t: files of it went while it was read"),
+        ("file:/my%20out/src/part-0", "file:/my out/src", "src: files that the last run had not"),
+        ("s3a://out/src/part-0", "s3://out/src", "src: files that the last run had not read"),
+        (
+            "abfss:REDACTED_LOCAL_PART@a.dfs.core.windows.net/src/part-0",
+            "abfss://out@a.dfs.core.windows.net/src",
+            "src: files that the last run had not read",
+        ),
+        ("/tmp/blockmgr-1/shuffle_0.data (Too many open files)", "file:/src", None),
+        ("file:/out/src2/part-0", "file:/out/src", None),
+        ("file:/data/out/src/part-0", "file:/out/src", None),
     ],
 )
 def test_a_file_that_is_gone_is_laid_at_the_door_of_its_own_table(
-    file: str, expected: str | None
+    file: str, at: str, expected: str | None
 ) -> None:
-    at = {"main.t": "file:/out/t", "src": "file:/out/my%20src"}
-    error = read_error(f"java.io.FileNotFoundException: {file}", "src", "main.t", at.__getitem__)
+    said = f"java.io.FileNotFoundException: {file}"
+    error = read_error(said, Source("src", "1", 0, at), "main.t", "file:/out/t")
     assert error is None if expected is None else str(error).startswith(expected)
 
 
@@ -267,14 +273,30 @@ def test_versions_read_are_those_of_all_micro_batches() -> None:
     assert VersionsRead(1, 2).after(nothing, None) == VersionsRead(1, 2)
 
 
-def test_a_source_is_known_by_its_id_or_by_its_name() -> None:
+def test_a_source_is_known_by_its_id_or_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    spark: Any = None
+
+    def describe(spark: Any, table: str) -> Details:
+        """Stand in for tables: this name alone leads to one."""
+        if table != "out/link":
+            raise TableError("it is not there")
+        return Details("5", "", {}, 0, 0)
+
+    monkeypatch.setattr(writers, "describe", describe)
     first = Writer(source="out/a", id="1", key=("id",), text="text", query="q")
     second = Writer(source="main.b", id="2", key=("id",), text="text", version=7)
     anew = Writer(source="out/a", id="3", key=("id",), text="text", version=1)
-    assert recorded([first, second], Source("out/moved", "1", 0)) == first
-    assert recorded([first, second], Source("`main`.b", "3", 0)) == second
-    assert recorded([first, second], Source("main.c", "3", 0)) is None
-    assert recorded([first, anew], Source("out/a", "3", 0)) == anew
+    assert recorded(spark, [first, second], Source("out/moved", "1", 0)) == first
+    assert recorded(spark, [first, second], Source("`main`.b", "3", 0)) == second
+    assert recorded(spark, [first, second], Source("main.c", "3", 0)) is None
+    assert recorded(spark, [first, anew], Source("out/a", "3", 0)) == anew
+    linked = replace(
+        first, source="out/link", id="4"
+    )  # which was made anew, and is named otherwise
+    assert recorded(spark, [second, linked], Source("out/made", "5", 0)) == linked
+    known = [first, second, anew, linked]
+    assert others(spark, known, Source("out/a", "3", 0)) == [second, linked]
+    assert others(spark, known, Source("out/made", "5", 0)) == [first, second, anew]
     with pytest.raises(TableError, match=r"by source.key \(id\), which is now \(id, day\)"):
         check_writer(first, replace(first, key=("id", "day")), "t")
     with pytest.raises(TableError, match=r"by source.text \(text\), which is now \(body\)"):

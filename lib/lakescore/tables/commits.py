@@ -148,6 +148,17 @@ def set_property(
         )
 
 
+def unset_property(spark: "SparkSession", table: str, name: str) -> None:
+    """Remove a table's property, which is a commit of its own."""
+    with with_settings(spark, {_DELTA + "commitInfo.userMetadata": "{}"}):
+        spark.sql(unset_statement(table, name))
+
+
+def unset_statement(table: str, name: str) -> str:
+    """Return the SQL that removes a table's property, if it has it."""
+    return f"ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES IF EXISTS ({quoted(name)})"
+
+
 def committed(spark: "SparkSession", table: str, action: Callable[[], None]) -> None:
     """Do what commits to a table, again where another writer came between.
 

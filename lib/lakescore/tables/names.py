@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -124,14 +125,15 @@ def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame 
     Raises:
         TableError: something is there that cannot be read, or the name is none.
     """
-    from pyspark.errors import AnalysisException, PySparkException
+    from pyspark.errors import AnalysisException
 
     reader = spark.read.format("delta") if is_path(table) else spark.read
     if version is not None:
         reader = reader.option("versionAsOf", version)
     try:
-        found = reader.load(table) if is_path(table) else reader.table(identifier(table))
-        found.schema  # noqa: B018  # Connect looks for the table only when it is asked
+        with _reachable(table):
+            found = reader.load(table) if is_path(table) else reader.table(identifier(table))
+            found.schema  # noqa: B018  # Connect looks for the table only when it is asked
         return found
     except AnalysisException as error:
         if condition(error) in _MISSING:
@@ -140,7 +142,22 @@ def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame 
         raise TableError(f"{table}: cannot be read; check the name and the grants: {reason}") from (
             error
         )
-    except Exception as error:  # of Java's own: of a file system that is not there
+
+
+@contextmanager
+def _reachable(table: str) -> Iterator[None]:
+    """Say of a table that cannot be read in Java's own words, as where a file system is not there.
+
+    Raises:
+        TableError: it cannot.
+    """
+    from pyspark.errors import AnalysisException, PySparkException
+
+    try:
+        yield
+    except AnalysisException:
+        raise
+    except Exception as error:  # Java's own
         if not isinstance(error, PySparkException) and not hasattr(error, "java_exception"):
             raise
         raise TableError(
@@ -177,7 +194,8 @@ def _said(spark: "SparkSession", table: str, statement: str) -> "DataFrame":
 
     load(spark, table)
     try:
-        return spark.sql(statement)
+        with _reachable(table):
+            return spark.sql(statement)
     except AnalysisException as error:
         raise TableError(
             f"{table}: is not a Delta table; name one, or save it with format delta"
@@ -188,7 +206,7 @@ def _said(spark: "SparkSession", table: str, statement: str) -> "DataFrame":
 class Details:
     """What Delta knows of a table without reading it; `id` is new when a table is made anew.
 
-    `location` is a URI.
+    `location` is the folder of its files, with its scheme.
     """
 
     id: str

@@ -136,7 +136,7 @@ def _check_alone(
     Raises:
         BusyError: one has.
     """
-    if recorded(writers.find(spark, target), source) != writer:
+    if recorded(spark, writers.find(spark, target), source) != writer:
         raise _busy(target)
 
 

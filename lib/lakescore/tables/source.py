@@ -1,7 +1,7 @@
 """The source: the table that is read, its keys, and why it cannot be read on."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -33,11 +33,15 @@ UNIQUE = f"take the doubles out of the source, or name another source.key, and {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The table that is read: its name or path, its id (new when it is made anew), its version."""
+    """The table that is read: its name or path, its id (new when it is made anew), its version.
+
+    `location` is the folder of its files, with its scheme.
+    """
 
     table: str
     id: str
     version: int
+    location: str = ""
 
 
 def find(spark: "SparkSession", table: str, *, needs_feed: bool) -> Source:
@@ -52,7 +56,7 @@ def find(spark: "SparkSession", table: str, *, needs_feed: bool) -> Source:
             f"{table}: has no change data feed, which source.changes: cdf reads; ALTER TABLE "
             f"{identifier(table)} SET TBLPROPERTIES ({_FEED} = true), or choose snapshot"
         )
-    return Source(table, details.id, version(spark, table))
+    return Source(table, details.id, version(spark, table), details.location)
 
 
 def check_keys(rows: "DataFrame", table: str, key: Sequence[str]) -> None:
@@ -104,14 +108,12 @@ def refuse_double_keys(table: str, key: Sequence[str], keys: int, rows: int | No
         )
 
 
-def read_error(
-    said: str, source: str, target: str, location: Callable[[str], str]
-) -> LakescoreError | None:
+def read_error(said: str, at: Source, target: str, location: str) -> LakescoreError | None:
     """Say why a source cannot be read on, in words that quote no row; None if it is not that.
 
-    What `said` it may have meant a file of the `target`: `location` tells where a table is, and an
-    empty text where that cannot be told.
+    What `said` it may have meant a file of the `target`, whose files are in `location`.
     """
+    source = at.table
     if "DELTA_SOURCE_TABLE_IGNORE_CHANGES" in said or "DELTA_SOURCE_IGNORE_DELETE" in said:
         return TableError(
             f"{source}: rows in it were changed or deleted since the last run, and source.changes "
@@ -139,12 +141,12 @@ def read_error(
             f"target.checkpoint, or {RECOVER}"
         )
     is_file = any(sign in said for sign in _NO_FILE)
-    if is_file and _names(said, location(target)):
+    if is_file and _names(said, location):
         return TableError(
             f"{target}: files of it went while it was read, by VACUUM with a retention that is "
             "shorter than a run, or by another's hand; run the job again"
         )
-    if any(sign in said for sign in _GONE) or (is_file and _names(said, location(source))):
+    if any(sign in said for sign in _GONE) or (is_file and _names(said, at.location)):
         return TableError(
             f"{source}: files that the last run had not read yet are gone, by VACUUM or by the "
             f"clean-up of its log; {RECOVER}"
@@ -157,6 +159,11 @@ def read_error(
 
 
 def _names(said: str, location: str) -> bool:
-    """Tell whether an error names a file of a folder, by whatever scheme and signs."""
-    folder = re.sub(r"^\w+:/*", "/", location).rstrip("/")
-    return bool(location) and any(f"{sign(folder)}/" in sign(said) for sign in (str, unquote))
+    """Tell whether an error names a file of a folder, by any scheme, and in any signs.
+
+    Of an account's container, which stands before an @, Databricks shows nothing.
+    """
+    folder = re.sub(r"^\w+:/*([^/]*@)?", "", location).strip("/")
+    return bool(folder) and any(
+        re.search(rf"(^|[\s:@])/*{re.escape(sign(folder))}/", sign(said)) for sign in (str, unquote)
+    )

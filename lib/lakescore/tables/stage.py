@@ -60,8 +60,7 @@ def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
     except Exception as error:  # Spark's, Delta's, and Java's own
         found = find(scored.sparkSession, folder)
         if found is None:
-            said = str(error)
-            if any(sign in said for sign in _THERE) or _is_gone(folder, said):
+            if any(sign in str(error) for sign in _THERE):
                 raise _overtaken(folder) from error
             raise
         if found.digest != manifest.digest:
@@ -93,15 +92,12 @@ def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
-        if not _is_gone(folder, str(error)) and exists(spark, folder):
+        said = str(error)
+        is_named = absolute(folder) in said and any(sign in said for sign in _GONE)
+        if not is_named and exists(spark, folder):
             raise
         remove(spark, folder)  # what is left of it is of no use
         raise _overtaken(folder) from error
-
-
-def _is_gone(folder: str, said: str) -> bool:
-    """Tell whether an error speaks of files of a folder that are not there any more."""
-    return absolute(folder) in said and any(sign in said for sign in _GONE)
 
 
 def _overtaken(folder: str) -> BusyError:

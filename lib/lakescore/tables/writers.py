@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
 from lakescore.tables.changes import CHANGE, DELETE
-from lakescore.tables.commits import app_of, committed, note_of, set_property
+from lakescore.tables.commits import (
+    app_of,
+    committed,
+    note_of,
+    set_property,
+    unset_property,
+    unset_statement,
+)
 from lakescore.tables.names import (
     describe,
     history,
-    identifier,
-    literal,
     load,
     place,
     quoted,
@@ -53,15 +58,11 @@ def find(spark: "SparkSession", table: str) -> list[Writer]:
     return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
 
 
-def recorded(writers: Sequence[Writer], source: Source) -> Writer | None:
-    """Return what a target has recorded of a source: the same table, or one of its name."""
-    for each in writers:
-        if each.id == source.id:
-            return each
-    for each in writers:
-        if place(each.source) == place(source.table):
-            return each
-    return None
+def recorded(spark: "SparkSession", writers: Sequence[Writer], source: Source) -> Writer | None:
+    """Return what a target has recorded of a source, or of what was there before in its place."""
+    known = [each for each in writers if each.id == source.id]
+    known = known or [each for each in writers if _is_of(spark, each, source)]
+    return known[0] if known else None
 
 
 def others(spark: "SparkSession", writers: Sequence[Writer], source: Source) -> list[Writer]:
@@ -77,6 +78,11 @@ def _is_of(spark: "SparkSession", writer: Writer, source: Source) -> bool:
         return describe(spark, writer.source).id == source.id
     except TableError:  # it is not there, or not for this job to see
         return False
+
+
+def forgetting(table: str, writer: Writer) -> str:
+    """Return the SQL that lets a target forget a writer."""
+    return unset_statement(table, _WRITER + writer.id)
 
 
 def without_keys_of(
@@ -107,7 +113,7 @@ def without_keys_of(
         unread = TableError(
             f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
             f"known which are of {source.table}; let this job read it, or, if it is gone for good "
-            f"and its rows are to go with the next snapshot, {_forgotten(table, other)}"
+            f"and its rows are to go with the next snapshot, {forgetting(table, other)}"
         )
         if not again:
             raise unread from error
@@ -117,24 +123,18 @@ def without_keys_of(
         raise TableError(
             f"{source.table}: {both:,} keys ({', '.join(key)}) are in {other.source}, too, "
             f"which is also scored into {table}; name another target.table for one of them, or, if "
-            f"{source.table} has taken the place of that one, {_forgotten(table, other)}"
+            f"{source.table} has taken the place of that one, {forgetting(table, other)}"
         )
     gone = todo.where(is_delete).join(theirs, [*key], "left_anti")
     return kept.unionByName(gone)
-
-
-def _forgotten(table: str, writer: Writer) -> str:
-    """Return the SQL that lets a target forget a writer."""
-    named = literal(_WRITER + writer.id)
-    return f"ALTER TABLE {identifier(table)} UNSET TBLPROPERTIES IF EXISTS ({named})"
 
 
 def register(
     spark: "SparkSession",
     table: str,
     writer: Writer,
-    source: Source,
     *,
+    in_place_of: Writer | None,
     guard: Callable[[], None],
 ) -> None:
     """Record a job in the target, in place of what was recorded of its source before.
@@ -150,13 +150,9 @@ def register(
         set_property(spark, table, _WRITER + writer.id, json.dumps(asdict(writer)), note)
 
     committed(spark, table, write)
-    for former in find(spark, table):
-        if former.id != writer.id and _is_of(spark, former, source):
-
-            def forget() -> None:
-                spark.sql(_forgotten(table, former))  # noqa: B023  # called at once
-
-            committed(spark, table, forget)
+    if in_place_of is not None and in_place_of.id != writer.id:
+        former = _WRITER + in_place_of.id
+        committed(spark, table, lambda: unset_property(spark, table, former))
 
 
 def guard(
@@ -171,7 +167,7 @@ def guard(
         found = find(spark, table)
         if alone and others(spark, found, source):
             raise BusyError(f"{table}: another job has begun to write to it; run it again")
-        if recorded(found, source) not in writers:
+        if recorded(spark, found, source) not in writers:
             raise BusyError(
                 f"{table}: another run of this job has begun to score {source.table} into it; what "
                 "is not in the target yet, the next run scores"
