@@ -32,10 +32,11 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     known = writers.find(spark, job.target)
     version = names.version(spark, table)  # not older than what another run may have read by then
     recorder.versions = stream.VersionsRead(version, version)
-    before = writers.recorded(spark, known, job.source)
+    mine = writers.mine(spark, known, job.source)
+    before = mine[0] if mine else None
     if before is not None:
         position.check_writer(before, job.writer, job.target)
-    others = writers.others(spark, known, job.source)
+    others = [each for each in known if each not in mine]
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
@@ -80,7 +81,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                     "compared with it; run it again"
                 )
 
-        writers.register(spark, job.target, writer, in_place_of=in_place_of, guard=unchanged)
+        writers.register(spark, job.target, writer, before=mine, guard=unchanged)
 
     recorder.batches.before_first_write = lambda: register(begun, in_place_of=before)
     if not is_overwrite:

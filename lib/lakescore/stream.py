@@ -25,7 +25,8 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
     config, is_feed = job.config.source, job.config.source.changes == "cdf"
     table, version = job.source.table, job.source.version
-    writer = writers.recorded(spark, writers.find(spark, job.target), job.source)
+    mine = writers.mine(spark, writers.find(spark, job.target), job.source)
+    writer = mine[0] if mine else None
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
     at = position.find(
@@ -60,7 +61,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
         if found != writer:
             free = writers.guard(spark, job.target, job.source, writer, found)
-            writers.register(spark, job.target, found, in_place_of=writer, guard=free)
+            writers.register(spark, job.target, found, before=mine, guard=free)
 
     recorder.batches.before_first_write = register
     failures: list[BaseException] = []

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lakescore import BusyError, SetupError, TableError, failpoints, stream, todo
-from lakescore.tables import describe
 from lakescore.tables.commits import with_settings
 from lakescore.tables.stream import Offset
-from tests.jobs import ROWS, Run
+from tests.jobs import Run
 from tests.spark.test_changes import add, changed, content, follow
 from tests.spark.test_checkpoint import stopped_at
-from tests.spark.test_recovery import as_anew, at_step, make_anew
+from tests.spark.test_recovery import as_anew, at_step
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -123,20 +122,3 @@ def test_threads_of_one_session_do_not_take_each_others_settings(spark: "SparkSe
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(work, range(20)))
     assert spark.conf.get(name, None) is None
-
-
-@pytest.mark.usefixtures("begun")
-def test_a_source_made_anew_and_named_otherwise_is_no_other_source(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
-) -> None:
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    add(spark, source, [(100, "new")])
-    run(settings)
-    make_anew(spark, source, ROWS)
-    renamed = changed(settings, source={"table": f"file:{source}"})
-    with pytest.raises(TableError, match="was made anew"):
-        run(renamed)
-    renamed = changed(follow(renamed, "snapshot"), target={"write": "overwrite"})
-    assert run(renamed).rows_deleted == 1
-    recorded = [name for name in describe(spark, target).properties if "lakescore.writer" in name]
-    assert recorded == [f"lakescore.writer.{describe(spark, source).id}"]

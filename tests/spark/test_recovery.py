@@ -9,6 +9,7 @@ import pytest
 
 from lakescore import BudgetError, JobConfig, TableError, microbatch
 from lakescore.purge import purge_target
+from lakescore.tables import describe
 from tests.jobs import ROWS, Run
 from tests.spark.test_changes import add, changed, content, follow
 
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-
-
-def make_anew(spark: "SparkSession", table: str, rows: list[tuple[Any, ...]]) -> None:
-    shutil.rmtree(table)
-    add(spark, table, rows)
 
 
 def as_anew(spark: "SparkSession") -> None:
@@ -91,10 +87,13 @@ def test_a_source_that_is_made_anew_or_comes_back_is_followed_and_never_read_on_
     shutil.rmtree(source)
     shutil.move(f"{source}_first", source)
     as_anew(spark)
+    renamed = changed(settings, source={"table": f"file:{source}"})
     with pytest.raises(TableError, match="was made anew"):
-        run(settings)
-    run(follow(settings, "snapshot"))
+        run(renamed)
+    run(follow(renamed, "snapshot"))
     assert content(spark, target) == content(spark, source)
+    recorded = [name for name in describe(spark, target).properties if "lakescore.writer" in name]
+    assert recorded == [f"lakescore.writer.{describe(spark, source).id}"]
 
 
 @pytest.mark.usefixtures("followed")

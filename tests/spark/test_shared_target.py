@@ -20,7 +20,7 @@ from lakescore import (
 )
 from tests.jobs import NOW, ROWS, Run
 from tests.spark.test_changes import add, changed, content, follow
-from tests.spark.test_recovery import at_step
+from tests.spark.test_recovery import as_anew, at_step
 from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def following(
 
 
 def test_a_snapshot_and_a_rescore_leave_the_rows_of_another_source_alone(
-    spark: "SparkSession", run: Run, shared: dict[str, Any], tmp_path: Path
+    spark: "SparkSession",
+    run: Run,
+    shared: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     source, target = shared["source"]["table"], shared["target"]["table"]
     spark.sql(f"DELETE FROM delta.`{source}` WHERE id < 5")
@@ -75,6 +79,13 @@ def test_a_snapshot_and_a_rescore_leave_the_rows_of_another_source_alone(
     assert again.rows_in == len(ROWS) - 5
     rows = spark.read.format("delta").load(target)
     assert rows.where(f"run_id = '{again.mlflow_run_id}' AND id >= 1000").count() == 0
+    assert content(spark, target) == expected
+
+    for begin, end in (("", "_away"), ("_other", ""), ("_away", "_other")):  # they change names
+        shutil.move(f"{source}{begin}", f"{source}{end}")
+    as_anew(spark)
+    assert run(follow(shared, "snapshot")).rows_deleted == 0
+    assert "holds rows of" in caplog.text
     assert content(spark, target) == expected
 
 

@@ -234,7 +234,7 @@ def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
 @pytest.mark.parametrize(
     ("file", "at", "expected"),
     [
-        ("file:///out/t/part-0", "file:/out/t", "main.t: files of it went while it was read"),
+        ("file:///out/t/part-0", "file:/out/src", "main.t: files of it went while it was read"),
         ("file:/my%20out/src/part-0", "file:/my out/src", "src: files that the last run had not"),
         ("s3a://out/src/part-0", "s3://out/src", "src: files that the last run had not read"),
         (
@@ -245,6 +245,7 @@ def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
         ("/tmp/blockmgr-1/shuffle_0.data (Too many open files)", "file:/src", None),
         ("file:/out/src2/part-0", "file:/out/src", None),
         ("file:/data/out/src/part-0", "file:/out/src", None),
+        ("file:/my out/t/part-0", "file:/my out/t", "src: files that the last run had not read"),
     ],
 )
 def test_a_file_that_is_gone_is_laid_at_the_door_of_its_own_table(
@@ -294,6 +295,9 @@ def test_a_source_is_known_by_its_id_or_by_its_name(monkeypatch: pytest.MonkeyPa
         first, source="out/link", id="4"
     )  # which was made anew, and is named otherwise
     assert recorded(spark, [second, linked], Source("out/made", "5", 0)) == linked
+    moved = [first, replace(second, id="3")]  # the two have changed names
+    assert recorded(spark, moved, Source("out/a", "3", 0)) == moved[1]
+    assert others(spark, moved, Source("out/a", "3", 0)) == [first]
     known = [first, second, anew, linked]
     assert others(spark, known, Source("out/a", "3", 0)) == [second, linked]
     assert others(spark, known, Source("out/made", "5", 0)) == [first, second, anew]

@@ -141,12 +141,13 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
             f"target.checkpoint, or {RECOVER}"
         )
     is_file = any(sign in said for sign in _NO_FILE)
-    if is_file and _names(said, location):
+    is_source = is_file and _names(said, at.location)
+    if is_file and _names(said, location) and not is_source:
         return TableError(
             f"{target}: files of it went while it was read, by VACUUM with a retention that is "
             "shorter than a run, or by another's hand; run the job again"
         )
-    if any(sign in said for sign in _GONE) or (is_file and _names(said, at.location)):
+    if is_source or any(sign in said for sign in _GONE):
         return TableError(
             f"{source}: files that the last run had not read yet are gone, by VACUUM or by the "
             f"clean-up of its log; {RECOVER}"
@@ -159,11 +160,10 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
 
 
 def _names(said: str, location: str) -> bool:
-    """Tell whether an error names a file of a folder, by any scheme, and in any signs.
-
-    Of an account's container, which stands before an @, Databricks shows nothing.
-    """
-    folder = re.sub(r"^\w+:/*([^/]*@)?", "", location).strip("/")
+    """Tell whether an error names a file of a folder, by any scheme, and in any signs."""
+    folder, hidden = re.sub(r"^\w+:/*", "/", location).rstrip("/"), "REDACTED_LOCAL_PART@"
+    if hidden in said:  # Databricks' word for an account's container
+        folder = re.sub("^/[^/]*@", hidden, folder)
     return bool(folder) and any(
-        re.search(rf"(^|[\s:@])/*{re.escape(sign(folder))}/", sign(said)) for sign in (str, unquote)
+        re.search(rf"(^|[\s:])/*{re.escape(sign(folder))}/", sign(said)) for sign in (str, unquote)
     )

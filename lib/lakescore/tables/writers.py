@@ -58,21 +58,32 @@ def find(spark: "SparkSession", table: str) -> list[Writer]:
     return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
 
 
+def mine(spark: "SparkSession", writers: Sequence[Writer], source: Source) -> list[Writer]:
+    """Return the writers of a source, by its id, and of what was there before under its names.
+
+    Where it has had another name itself, what was under this one may have moved, too.
+    """
+    own = [each for each in writers if each.id == source.id]
+    if any(place(each.source) != place(source.table) for each in own):
+        return own
+    return own + [each for each in writers if each not in own and _leads_to(spark, each, source)]
+
+
 def recorded(spark: "SparkSession", writers: Sequence[Writer], source: Source) -> Writer | None:
     """Return what a target has recorded of a source, or of what was there before in its place."""
-    known = [each for each in writers if each.id == source.id]
-    known = known or [each for each in writers if _is_of(spark, each, source)]
-    return known[0] if known else None
+    own = [each for each in writers if each.id == source.id]  # of others nothing is asked then
+    return next(iter(own or mine(spark, writers, source)), None)
 
 
 def others(spark: "SparkSession", writers: Sequence[Writer], source: Source) -> list[Writer]:
     """Return the writers of all other sources."""
-    return [each for each in writers if not _is_of(spark, each, source)]
+    own = mine(spark, writers, source)
+    return [each for each in writers if each not in own]
 
 
-def _is_of(spark: "SparkSession", writer: Writer, source: Source) -> bool:
-    """Tell whether a writer is of a source, or of what was there before under any of its names."""
-    if writer.id == source.id or place(writer.source) == place(source.table):
+def _leads_to(spark: "SparkSession", writer: Writer, source: Source) -> bool:
+    """Tell whether the name that a writer has recorded is one of a source by now."""
+    if place(writer.source) == place(source.table):
         return True
     try:
         return describe(spark, writer.source).id == source.id
@@ -108,11 +119,14 @@ def without_keys_of(
     is_delete = F.col(CHANGE) == DELETE
     kept = todo.where(~is_delete)
     try:
+        if _leads_to(spark, other, source):
+            raise TableError(f"{other.source}: leads to {source.table} by now")
         theirs = load(spark, other.source).select(*map(quoted, key))
     except (TableError, AnalysisException) as error:
         unread = TableError(
-            f"{table}: holds rows of {other.source} too, which cannot be read, so that it is not "
-            f"known which are of {source.table}; let this job read it, or, if it is gone for good "
+            f"{table}: holds rows of {other.source} too, which cannot be read (or has another name "
+            f"by now), so that it is not known which are of {source.table}; let this job read it "
+            f"(or run the other one first), or, if it is gone for good "
             f"and its rows are to go with the next snapshot, {forgetting(table, other)}"
         )
         if not again:
@@ -134,10 +148,10 @@ def register(
     table: str,
     writer: Writer,
     *,
-    in_place_of: Writer | None,
+    before: Sequence[Writer],
     guard: Callable[[], None],
 ) -> None:
-    """Record a job in the target, in place of what was recorded of its source before.
+    """Record a job in the target, in place of what was recorded of its source `before`.
 
     A source that was made anew has another id: what was recorded of the former one goes, or that
     one, if it ever came back, would be read on from where it was. `guard` is called before each
@@ -150,9 +164,9 @@ def register(
         set_property(spark, table, _WRITER + writer.id, json.dumps(asdict(writer)), note)
 
     committed(spark, table, write)
-    if in_place_of is not None and in_place_of.id != writer.id:
-        former = _WRITER + in_place_of.id
-        committed(spark, table, lambda: unset_property(spark, table, former))
+    for former in {each.id for each in before} - {writer.id}:
+        name = _WRITER + former
+        committed(spark, table, lambda: unset_property(spark, table, name))  # noqa: B023
 
 
 def guard(
