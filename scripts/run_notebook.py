@@ -1,6 +1,6 @@
-"""Run a Databricks source notebook from top to bottom on this machine, into one HTML page.
+r"""Run a Databricks source notebook from top to bottom on this machine, into one HTML page.
 
-    python scripts/run_notebook.py notebooks/01_explore.py --widget table=demo/data/messages
+    python scripts/run_notebook.py notebooks/01_explore.py --widget table=demo/data/messages \
       --widget entities=models/entities --widget sentiment=models/sentiment
 
 What a notebook finds on Databricks stands in here: `spark` (a local session), `display` (Spark and

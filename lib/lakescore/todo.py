@@ -41,10 +41,7 @@ class Todo:
         return load(self._spark, f"{self._folder}/{_ROWS}")
 
     def steps(self, rows: int, *, key: Sequence[str], max_bytes: int) -> Iterator["DataFrame"]:
-        """Yield parts of about `max_bytes` of files, `rows` at most, divided by a hash of the key.
-
-        `rows` is how many there are.
-        """
+        """Yield all `rows` in parts of about `max_bytes` of files, divided by a hash of the key."""
         from pyspark.sql import functions as F
 
         size = describe(self._spark, f"{self._folder}/{_ROWS}").bytes

@@ -126,8 +126,8 @@ def without_keys_of(
         unread = TableError(
             f"{table}: holds rows of {other.source} too, which cannot be read (or has another name "
             f"by now), so that it is not known which are of {source.table}; let this job read it "
-            f"(or run the other one first), or, if it is gone for good "
-            f"and its rows are to go with the next snapshot, {forgetting(table, other)}"
+            "(or run the other one first), or, if it is gone for good and its rows are to go with "
+            f"the next snapshot, {forgetting(table, other)}"
         )
         if not again:
             raise unread from error
