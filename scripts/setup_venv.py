@@ -54,7 +54,8 @@ def install(folder: Path, runtime: str) -> None:
             f"Setting up {folder.name} with Python {sys.version.split()[0]}, about 5 minutes, once."
         )
         if sys.platform == "linux":
-            say("torch brings about 6 GB of CUDA libraries, which alone takes about 80 seconds.")
+            say("torch brings about 6 GB of CUDA libraries, which alone takes about 80 seconds;")
+            say("while pip works it takes up to 15 GB of disk, and what is left is 9 GB.")
         venv.create(folder, clear=True, symlinks=True, with_pip=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-input"]
     pip += ["-c", str(ROOT / "conf/runtimes" / f"{runtime}.txt")]
