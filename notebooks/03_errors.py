@@ -100,11 +100,11 @@ rows = load(spark, dbutils.widgets.get("labelled")).select(
 config = lakescore.JobConfig.parse(
     {"tasks": {"entities": {"model": dbutils.widgets.get("entities")}}}
 )
-scored = lakescore.score(rows, config).toPandas()
-gold = [set(spans_of(row.tags, *word_offsets(list(row.tokens)))) for row in scored.itertuples()]
+scored = lakescore.score(rows, config).collect()
+gold = [set(spans_of(row.tags, *word_offsets(row.tokens))) for row in scored]
 found = [
     {(each["start"], each["end"], each["entity_group"]) for each in row.entities or ()}
-    for row in scored.itertuples()
+    for row in scored
 ]
 scores = score_entities(gold, found)
 figures = [
@@ -149,7 +149,7 @@ display(pd.crosstab(pairs["labelled"], pairs["found"]).reset_index())
 
 differing = [
     (row.text, right, there)
-    for row, right, there in zip(scored.itertuples(), gold, found, strict=True)
+    for row, right, there in zip(scored, gold, found, strict=True)
     if right != there
 ]
 print(f"{len(differing):,} of {len(scored):,} sentences differ")

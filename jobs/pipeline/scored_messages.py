@@ -51,7 +51,7 @@ def cleaned_messages() -> DataFrame:
     rows = spark.readStream.table(identifier(source))
     return rows.where(F.col(quoted(key)).isNotNull()).select(
         F.col(quoted(key)).alias("id"),
-        F.col(quoted(time)).cast("timestamp").alias("said_at"),
+        F.col(quoted(time)).try_cast("timestamp").alias("said_at"),  # null of what is no time
         # One for one, so that offsets are the source's, too.
         F.regexp_replace(quoted(text), r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F]", " ").alias("text"),
     )

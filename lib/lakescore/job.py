@@ -38,7 +38,7 @@ def score_table(
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: MLflow's store cannot be reached; or the session cannot do what the job asks
-            for: number commits (serverless), or read a stream (Spark Connect).
+            for: number commits (serverless), or does not run streams (Spark Connect).
         TableError: the source is missing, changed otherwise than the job allows, or does not fit
             the target; or a table cannot be read or written.
     """
@@ -47,9 +47,9 @@ def score_table(
     is_snapshot = config.source.changes == "snapshot"
     if not is_snapshot and is_connect(spark):
         raise SetupError(
-            f"source.changes is {config.source.changes}, a stream, which Spark Connect (standard "
-            "access mode, serverless) does not have; set it to snapshot, or run the job in "
-            "dedicated access mode"
+            f"source.changes is {config.source.changes}, a stream, which lakescore does not run on "
+            "Spark Connect (standard access mode, serverless); set it to snapshot, or run the job "
+            "in dedicated access mode"
         )
     stages = None if is_snapshot else STREAM_STAGES
     with opened(spark, config) as job:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,9 @@ class Job:
         target: the table that is written.
         target_version: its version before the run.
         location: the folder of its files, with its scheme.
-        dropped: its columns of tasks that the job has not.
+        dropped: its columns that scoring would make false: of tasks that the job has not, and of
+            the text if the job does not carry it.
+        others: what it has recorded of other sources.
         checkpoint: the folder of what the job remembers.
         plan: the models.
         carried: the columns of the source that the target has, the key first.
@@ -51,6 +53,7 @@ class Job:
     target_version: int
     location: str
     dropped: tuple[str, ...]
+    others: tuple[Writer, ...]
     checkpoint: str
     plan: Plan
     carried: tuple[str, ...]
@@ -74,13 +77,15 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """Tell runs that score alike, and into the same columns, from others."""
+        """Tell runs that score alike, into the same columns and beside the same other sources."""
         told = [
             self.plan.fingerprints,
             self.config.tasks.model_dump(),
             self.config.encoding.model_dump(),
             [each.jsonValue() for each in self.schema],
             [self.key, self.config.source.text, self.config.source.changes],
+            # What another source has taken over since is its own by now.
+            [asdict(each) for each in self.others],
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 

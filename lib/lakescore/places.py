@@ -44,8 +44,11 @@ def checkpoint_of(config: JobConfig) -> str:
 
     Raises:
         ConfigError: the job lacks a table or a key, or its checkpoint is in one of its tables.
+        TableError: the checkpoint holds a variable of Spark's SQL.
     """
     at, to = job_tables(config)
+    if config.target.checkpoint is not None:
+        names.quoted(config.target.checkpoint)  # as SQL will have it
     given = config.target.checkpoint or names.beside(to, "_checkpoint")
     for table in (at, to):
         if _is_inside(given, table, but=("..", "_")):

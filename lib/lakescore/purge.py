@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lakescore.config import JobConfig
 from lakescore.errors import TableError
 from lakescore.places import STREAM_STAGES, checkpoint_of, folder_in, job_tables
-from lakescore.tables import describe, folders_in, identifier, is_folder, remove
+from lakescore.tables import check_seen, describe, folders_in, identifier, is_folder, remove
 from lakescore.tables.commits import committed, with_settings
 from lakescore.tables.lock import alone
 from lakescore.todo import FOLDER
@@ -42,10 +42,12 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
     Raises:
         BusyError: a run of this job is at work.
         ConfigError: the configuration names no tables.
-        TableError: there is no target, or a run that did not end has rows put aside for it.
+        TableError: there is no target, or a run that did not end has rows put aside for it; or
+            the checkpoint is where Spark Connect cannot remove it.
     """
     _, target = job_tables(config)
     checkpoint = checkpoint_of(config)
+    check_seen(spark, checkpoint)
     folder = folder_in(checkpoint, describe(spark, target))
     is_shared = config.target.checkpoint is not None
     with alone(spark, f"{checkpoint}/lock", wait=False):

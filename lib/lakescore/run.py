@@ -17,9 +17,21 @@ from lakescore.microbatch import Job, MicroBatches
 from lakescore.places import checkpoint_of, folder_in, job_tables
 from lakescore.plan import Plan, make_plan
 from lakescore.progress import Progress
-from lakescore.tables import HASH, bill, commits, load, names, source, stream, target
+from lakescore.tables import (
+    HASH,
+    bill,
+    check_seen,
+    commits,
+    load,
+    names,
+    remove,
+    source,
+    stream,
+    target,
+    writers,
+)
 from lakescore.tables.lock import alone
-from lakescore.todo import folder_of
+from lakescore.todo import FOLDER, folder_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -69,7 +81,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: the session cannot number commits, as on serverless compute.
-        TableError: the source is missing, or does not fit the target.
+        TableError: the source is missing, or does not fit the target; or the checkpoint is where
+            Spark Connect cannot remove it.
     """
     at, to = job_tables(config)
     commits.check_settings(spark)
@@ -79,7 +92,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
     if names.exists(spark, to) and names.describe(spark, to).id == found.id:
         raise ConfigError(f"'target.table' is {to}, the source; name another table")
     checkpoint = checkpoint_of(config)
-    with alone(spark, f"{checkpoint}/lock", wait=False):
+    check_seen(spark, checkpoint)
+    with alone(spark, f"{checkpoint}/lock", wait=False) as is_alone:
         tracking.configure(
             config.mlflow.tracking_uri,
             config.mlflow.experiment,
@@ -103,6 +117,9 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         reached("target_ready")
         there = load(spark, to).columns
         at_target = names.describe(spark, to)
+        folder = folder_in(checkpoint, at_target)
+        if is_alone:
+            remove(spark, f"{folder}/{FOLDER}")  # of runs that were killed
         yield Job(
             config=config,
             source=found,
@@ -111,10 +128,11 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             location=at_target.location,
             dropped=tuple(
                 name
-                for name in type(config.tasks).model_fields
+                for name in dict.fromkeys((*type(config.tasks).model_fields, config.source.text))
                 if name in there and name not in schema.names
             ),
-            checkpoint=folder_in(checkpoint, at_target),
+            others=tuple(each for each in writers.find(spark, to) if each.id != found.id),
+            checkpoint=folder,
             plan=plan,
             carried=tuple(carried),
             schema=schema,

@@ -34,6 +34,8 @@ LAPTOP_SETTINGS = {
     "spark.ui.retainedTasks": "200",
     "spark.sql.ui.retainedExecutions": "20",
     "spark.sql.session.timeZone": "UTC",
+    # As on Databricks, so that pandas gets arrays, not lists, here, too.
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
 }
 
 
@@ -72,8 +74,9 @@ def local_session(
         with _output_to(log_file):
             spark = configure_spark_with_delta_pip(builder).getOrCreate()
         # Spark has put Delta's jars there, whose lists of files every look for a package reads:
-        # MLflow alone looks so often that it takes a second.
-        sys.path[:] = [path for path in sys.path if not path.endswith(".jar")]
+        # MLflow alone looks so often that it takes a second, and a worker looks at each task.
+        for paths in (sys.path, spark.sparkContext._python_includes or []):
+            paths[:] = [path for path in paths if not path.endswith(".jar")]
     except (PySparkException, OSError) as error:
         raise SetupError(
             f"Spark did not start: see {log_file}, and `lakescore doctor` for what is missing"

@@ -71,7 +71,9 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         def expected() -> int | None:
             if is_feed and (number > 0 or at.starting_version is not None):
                 return None
-            known = stream.rows_expected(spark, table, at.last, at.starting_version)
+            known = stream.rows_expected(
+                spark, table, at.last, starting_version=at.starting_version, version=version
+            )
             if known is None:
                 return None
             read, ahead = known
@@ -97,11 +99,10 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         .foreachBatch(score_batch)
     )
     running = query.start()
+    seen = -1
     try:
-        seen = -1
         while not running.awaitTermination(POLL_SECONDS):
             seen = _follow(running, recorder, at, seen)
-        _follow(running, recorder, at, seen)
     except StreamingQueryException as error:
         # Another run wrote down the same micro-batch: it is in that one's bill.
         if committed and re.search(rf"detected for {committed[-1]}\b", str(error)):
@@ -109,6 +110,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         raise (failures[0] if failures else error) from None
     finally:
         running.stop()
+        _follow(running, recorder, at, seen)
         # What Spark has written down no later run counts.
         if committed and lines(spark, f"{at.folder}/commits/{committed[-1]}"):
             recorder.batches.settle()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lakescore.failpoints import reached
-from lakescore.tables import describe, kept, load, on_this_machine, quoted, remove, save_aside
+from lakescore.tables import describe, kept, load, quoted, remove, save_aside
 from lakescore.tables.changes import CHANGE, DELETE, REFRESH, STEP
 from lakescore.tables.commits import app_of
 
@@ -79,7 +79,5 @@ def score_steps(
                 )
                 recorder.batches.settle()
                 recorder.show()
-    # With those of runs that were killed, where a lock of this machine tells that none is at work.
-    is_alone = on_this_machine(spark, job.checkpoint) is not None
-    remove(spark, f"{job.checkpoint}/{FOLDER}" if is_alone else folder)
+    remove(spark, folder)
     reached("todo_removed")

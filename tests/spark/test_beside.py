@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.delta]
 
 @pytest.mark.usefixtures("followed")
 def test_a_row_that_has_gone_over_to_another_source_of_the_target_stays(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
     compared, streamed = (
@@ -47,6 +47,12 @@ def test_a_row_that_has_gone_over_to_another_source_of_the_target_stays(
     with pytest.raises(TableError, match=r"1 of 1 new rows have a key .* already; .*snapshot"):
         run(streamed)
     assert run(follow(streamed, "snapshot")).rows_in == 0  # which takes it over
+
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 9")
+    stopped_at(monkeypatch, "batch_staged", run, follow(settings, "cdf"))
+    add(spark, compared["source"]["table"], [(9, before[9])])
+    assert run(compared).rows_in == 0
+    assert run(follow(settings, "cdf")).rows_deleted == 0  # whatever had been staged
     assert content(spark, target) == {nth: text for nth, text in before.items() if nth != 6}
 
 

@@ -189,10 +189,12 @@ def test_double_and_null_keys_are_refused_with_their_number(
     with pytest.raises(TableError, match=r"source.key \(id\) is null in 1 rows"):
         run(follow(settings, "snapshot"))
     assert content(spark, target) == dict(ROWS)
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id IS NULL")
+    a_snapshot_mends(spark, follow(settings, "cdf"), run, rows_in=0)
 
 
 @pytest.mark.usefixtures("followed")
-def test_a_vacuumed_change_feed_is_an_error(
+def test_a_vacuumed_change_feed_is_an_error_and_a_snapshot_mends_it(
     spark: "SparkSession", settings: dict[str, Any], run: Run
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
@@ -207,6 +209,7 @@ def test_a_vacuumed_change_feed_is_an_error(
     with pytest.raises(TableError, match=f"files that the last run had not read .*{ONE_SNAPSHOT}"):
         run(settings)
     assert content(spark, target) == before
+    a_snapshot_mends(spark, settings, run, rows_in=1)
 
 
 @pytest.mark.usefixtures("begun")

@@ -13,12 +13,13 @@ from lakescore import (
     TableError,
     failpoints,
     microbatch,
+    retry_table,
     stream,
     todo,
 )
 from lakescore.purge import purge_target
 from lakescore.tables import position, remove, stage, version
-from tests.jobs import ROWS, Run
+from tests.jobs import NOW, ROWS, Run
 from tests.spark.test_changes import (
     ONE_SNAPSHOT,
     a_snapshot_mends,
@@ -177,6 +178,19 @@ def test_a_purge_removes_what_was_put_aside_for_a_former_target(
             assert (f"{folder}: holds rows of a run" in caplog.text) == is_shared
 
 
+@pytest.mark.usefixtures("begun")
+def test_what_a_killed_retry_has_put_aside_goes_with_the_next_run_of_any_kind(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Path(f"{settings['target']['table']}_checkpoint")
+    at_step(monkeypatch, todo, "todo_written", stop)
+    with pytest.raises(KeyboardInterrupt):
+        retry_table(spark, JobConfig.parse(settings), now=NOW)
+    assert list(checkpoint.glob("*/todo/*"))
+    run(settings)
+    assert not list(checkpoint.glob("*/todo/*"))
+
+
 def test_a_run_that_ends_in_an_error_bills_what_spark_has_written_down(
     spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +292,18 @@ def test_a_history_that_was_cleaned_up_does_not_widen_the_budget(
     with pytest.raises(BudgetError, match="1 of 1 rows failed"):
         run(changed(settings, limits={"max_error_fraction": 0.5}))
     assert run(settings).rows_in == 1
+
+
+@pytest.mark.usefixtures("begun")
+def test_rows_that_come_while_a_run_is_at_work_do_not_widen_its_budget(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = settings["source"]["table"]
+    add(spark, source, [(nth, "new" if nth > 101 else None) for nth in range(100, 120)])
+    more = [(nth, "newer") for nth in range(200, 300)]
+    at_step(monkeypatch, microbatch, "batch_staged", lambda: add(spark, source, more))
+    with pytest.raises(BudgetError, match="2 of 20 rows failed"):
+        run(changed(settings, limits={"max_error_fraction": 0.05}))
 
 
 def test_a_run_that_another_overtakes_is_busy_and_not_told_to_mend(

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 import lakescore
-from lakescore import JobConfig, SetupError
+from lakescore import JobConfig, SetupError, TableError
+from lakescore.purge import purge_target
 from tests.conftest import HAS_DELTA, ROOT
 from tests.jobs import NOW, ROWS
 from tests.spark.conftest import ConnectServer
@@ -122,10 +123,23 @@ def test_a_stream_is_refused_in_one_line(connect: "SparkSession", settings: dict
         with pytest.raises(SetupError) as refused:
             run(connect, settings)
         assert re.fullmatch(
-            rf"source.changes is {changes}, a stream, which Spark Connect .* does not have; set it "
-            r"to snapshot, or run the job in dedicated access mode",
+            rf"source.changes is {changes}, a stream, which lakescore does not run on Spark "
+            r"Connect .*; set it to snapshot, or run the job in dedicated access mode",
             str(refused.value),
         )
+
+
+@pytest.mark.delta
+def test_a_checkpoint_that_could_not_be_removed_is_refused_before_a_text_is_in_it(
+    connect: "SparkSession", settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for folder in ("s3://bucket/checkpoint", "/Volumes/main/default/checkpoint"):
+        settings["target"]["checkpoint"] = folder
+        with pytest.raises(TableError, match=rf"^{folder}: .* could not remove the texts .*; give"):
+            run(connect, settings)
+        with pytest.raises(TableError, match=rf"^{folder}: .* could not remove the texts .*; give"):
+            purge_target(connect, JobConfig.parse(settings), retain_hours=0)
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.delta
@@ -145,29 +159,29 @@ def test_every_job_file_does_its_work_on_the_server(
 
 MESSAGES = [
     (1, "2026-05-01 10:00:00", "Maria lives in Lisbon"),
-    (2, "2026-05-01 11:00:00", "so late,\x01 again!"),
+    (2, "2026-05-02 11:00:00", "so late,\x01 again!"),
     (3, "2026-05-02 09:00:00", None),
-    (4, "2026-05-02 10:00:00", "Lisbon is late"),
+    (4, "at noon", "Lisbon is late"),
     (None, "2026-05-02 11:00:00", "whose is this"),
 ]
 
 
 def add_messages(spark: "SparkSession", rows: list[Any]) -> None:
-    frame = spark.createDataFrame(rows, "`the id` int, said string, text string")
+    frame = spark.createDataFrame(rows, "`the.id` int, said string, `the.text` string")
     writer = frame.coalesce(1).write.format("delta" if HAS_DELTA else "parquet").mode("append")
     writer.option("delta.columnMapping.mode", "name").saveAsTable("messages")
 
 
 @pytest.fixture
 def spec(tmp_path: Path, entity_model: Path, sentiment_model: Path) -> Path:
-    """The spec of a pipeline over the table `messages`."""
+    """The spec of a pipeline over the messages' table."""
     file = tmp_path / "spark-pipeline.yml"
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     settings = {
         "lakescore.source": "messages",
-        "lakescore.key": "the id",
+        "lakescore.key": "the.id",
         "lakescore.time": "said",
-        "lakescore.text": "text",
+        "lakescore.text": "the.text",
         "lakescore.registry": f"sqlite:///{tmp_path}/mlflow.db",
         "lakescore.entities": str(entity_model),
         "lakescore.sentiment": str(sentiment_model),
@@ -239,14 +253,16 @@ def test_a_declarative_pipeline_scores_each_row_once_and_what_follows_is_right(
     scored = [row for row in before.values() if row.error is None]
     groups: dict[tuple[Any, str], list[float]] = {}
     for row in scored:
-        groups.setdefault((row.said_at.date(), row.sentiment.label), []).append(row.sentiment.score)
+        day = row.said_at and row.said_at.date()
+        groups.setdefault((day, row.sentiment.label), []).append(row.sentiment.score)
     assert {(row.day, row.label): row.messages for row in days} == {
         group: len(scores) for group, scores in groups.items()
     }
     for row in days:
         scores = groups[row.day, row.label]
         assert row.mean_score == pytest.approx(sum(scores) / len(scores))
-    assert sorted({str(row.day) for row in days}) == ["2026-05-01", "2026-05-02"]
+    # "at noon" is of no day.
+    assert sorted({str(row.day) for row in days}) == ["2026-05-01", "2026-05-02", "None"]
 
     add_messages(connect, [(5, "2026-05-03 10:00:00", "Anna in Porto")])
     run_pipeline(spec, connect_server, library)

@@ -40,6 +40,8 @@ def notebook(spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def table(spark: "SparkSession", tmp_path: Path) -> str:
     path = str(tmp_path / "messages")
     frame = spark.createDataFrame([tuple(row) for row in messages(60, seed=7)], SCHEMA)
+    # Columns of names that are to be quoted wherever they are named.
+    frame = frame.withColumnsRenamed({name: f"the.{name}" for name in ("id", "text", "channel")})
     frame.coalesce(1).write.format("delta").save(path)
     return path
 
@@ -47,7 +49,8 @@ def table(spark: "SparkSession", tmp_path: Path) -> str:
 def test_explore_shows_entities_in_the_texts_and_sentiment_by_group(
     notebook: Any, table: str
 ) -> None:
-    page = notebook("01_explore", table=table, rows="40", **MODELS)
+    columns = {"key": "the.id", "text": "the.text", "group": "the.channel"}
+    page = notebook("01_explore", table=table, rows="40", **columns, **MODELS)
     assert "40 rows, " in page
     assert page.count("<mark ") > 10
     assert page.count("<img ") == 1
@@ -60,6 +63,7 @@ def test_tune_recommends_settings_that_a_configuration_takes(
     page = notebook(
         "02_tune",
         table=table,
+        text="the.text",
         rows="30",
         repeats="1",
         dtypes="float32, bfloat16",
@@ -80,16 +84,20 @@ def test_errors_says_what_failed_and_what_the_model_misses(
     notebook: Any, spark: "SparkSession", table: str, run: "Run", settings: dict[str, Any],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    settings["source"] = {"table": table, "key": "id", "columns": [], "partitions": 2}
+    settings["source"] = {"table": table, "key": "the.id", "text": "the.text", "partitions": 2}
     summary = run(settings)
     assert summary.rows_failed
     sentences = list(labelled())
-    rows = spark.createDataFrame(sentences, "tokens array<string>, tags array<string>")
+    columns = "`its.tokens` array<string>, `its.tags` array<string>"
+    rows = spark.createDataFrame(sentences, columns)
     rows.coalesce(1).write.format("delta").save(str(tmp_path / "labelled"))
     page = notebook(
         "03_errors",
         target=settings["target"]["table"],
+        key="the.id",
         labelled=str(tmp_path / "labelled"),
+        tokens="its.tokens",
+        tags="its.tags",
         entities=MODELS["entities"],
     )
     for code in summary.rows_failed:

@@ -113,6 +113,11 @@ def test_scores_of_a_task_that_the_job_has_no_more_leave_with_their_text(
     )  # fmt: skip
     assert rows[2].sentiment is not None
 
+    spark.sql(f"UPDATE delta.`{source}` SET text = 'Berta' WHERE id = 2")
+    assert run(changed(fewer, source={"changes": "cdf", "columns": []})).rows_in == 1
+    texts = content(spark, target)
+    assert (texts[1], texts[2]) == ("Anna", None)  # not the one that was scored before
+
 
 @pytest.mark.usefixtures("begun")
 def test_a_column_of_another_type_or_name_is_an_error_until_it_is_as_it_was(

@@ -13,8 +13,9 @@ from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
 from lakescore.places import checkpoint_of, job_tables
-from lakescore.tables import folders, folders_in, is_folder, on_this_machine, remove, writers
+from lakescore.tables import folders, folders_in, is_folder, remove, writers
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
+from lakescore.tables.folders import on_this_machine
 from lakescore.tables.names import Details, beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
 from lakescore.tables.source import Source, read_error
@@ -64,6 +65,12 @@ def test_what_is_no_name_is_refused(table: str) -> None:
         identifier(table)
 
 
+def test_a_path_in_the_form_of_a_name_is_refused() -> None:
+    for name in ("delta.`/data/scored`", "Delta.`s3://data/scored`"):
+        with pytest.raises(TableError, match=r"in the form of a name; write the path: \S*/scored$"):
+            checkpoint_of(job(name, "/data/scored/checkpoint"))
+
+
 def test_tables_that_belong_to_another_stand_beside_it() -> None:
     assert beside("out/scored/", "_runs") == "out/scored_runs"
     assert beside("main.`a b`.scored", "_runs") == "`main`.`a b`.`scored_runs`"
@@ -93,6 +100,11 @@ def test_a_checkpoint_is_beside_the_target_or_hidden_in_it() -> None:
     for checkpoint in ("/out/scored/_checkpoint", "/out/scored_checkpoint", "s3://bucket/out"):
         assert checkpoint_of(job("/out/scored", checkpoint)) == checkpoint
     assert checkpoint_of(job("main.scored", "/Volumes/a")) == "/Volumes/a"
+
+
+def test_a_checkpoint_with_a_variable_of_sql_is_refused() -> None:
+    with pytest.raises(TableError, match=r"^/Volumes/\$\{env\}/a: holds \$\{"):
+        checkpoint_of(job("main.scored", "/Volumes/${env}/a"))
 
 
 @pytest.mark.parametrize(

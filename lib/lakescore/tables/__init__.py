@@ -1,7 +1,7 @@
 """Delta tables: what is new in the source, and how each row of it gets into the target once."""
 
 from lakescore.tables.changes import CHANGE, HASH
-from lakescore.tables.folders import folders_in, is_folder, on_this_machine, remove
+from lakescore.tables.folders import check_seen, folders_in, is_folder, remove
 from lakescore.tables.names import (
     describe,
     exists,
@@ -16,6 +16,7 @@ from lakescore.tables.stage import kept, save_aside
 __all__ = [
     "CHANGE",
     "HASH",
+    "check_seen",
     "describe",
     "exists",
     "folders_in",
@@ -24,7 +25,6 @@ __all__ = [
     "is_path",
     "kept",
     "load",
-    "on_this_machine",
     "quoted",
     "remove",
     "save_aside",

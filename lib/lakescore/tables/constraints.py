@@ -15,7 +15,7 @@ from lakescore.tables.changes import (
     UPDATE,
     same_key,
 )
-from lakescore.tables.commits import with_settings, write_error
+from lakescore.tables.commits import NO_ANSI, with_settings, write_error
 from lakescore.tables.names import condition, describe, load, quoted
 from lakescore.tables.writing import within
 
@@ -46,7 +46,7 @@ def check_constraints(
         key: the target's key.
         ranges: those of the keys in `staged`, as SQL: other files of the target are not read.
         results: the columns that scoring makes.
-        dropped: the target's columns of tasks that the job has not.
+        dropped: the target's columns that scoring would make false.
 
     Raises:
         RefusedRowsError: a row does not keep to one.
@@ -66,8 +66,7 @@ def check_constraints(
     there = within(load(spark, table), ranges)
     rows = _after(staged, there, how, key=key, results=results, dropped=dropped)
     try:
-        # Where ANSI mode has an error, which would quote the row, there is a null without it.
-        with with_settings(spark, {"spark.sql.ansi.enabled": "false"}):
+        with with_settings(spark, NO_ANSI):
             refused = (
                 F.count_if(~F.coalesce(F.expr(each), F.lit(False))) for each in checks.values()
             )

@@ -18,6 +18,23 @@ logger = logging.getLogger(__name__)
 VOLUMES = "/Volumes/"
 
 
+def check_seen(spark: "SparkSession", folder: str) -> None:
+    """See that what Spark writes into a folder can be found and removed again.
+
+    Raises:
+        TableError: it is elsewhere than this process, which on Connect has no JVM to ask, can look.
+    """
+    is_volume = folder.removeprefix("dbfs:").startswith(VOLUMES)
+    is_here = is_volume or os.path.isabs(folder)
+    on_databricks = "DATABRICKS_RUNTIME_VERSION" in os.environ
+    if is_connect(spark) and not (is_here and is_volume == on_databricks):
+        raise TableError(
+            f"{folder}: a checkpoint from which Spark Connect could not remove the texts that a "
+            f"run puts there; give a folder under {VOLUMES} on Databricks and of this machine "
+            "elsewhere, or run the job in dedicated access mode"
+        )
+
+
 def lines(spark: "SparkSession", path: str) -> list[str] | None:
     """Read a file of text, or a folder's; None where there is none."""
     from pyspark.errors import AnalysisException

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[None]:
+def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[bool]:
     """Be the only one at work on a folder of this machine, which is made if it is not there.
 
-    Folders elsewhere and tables of a catalog are not locked: what holds them commits atomically.
+    Folders elsewhere and tables of a catalog are not locked, of which what is yielded tells: what
+    holds them commits atomically.
 
     Args:
         spark: says where a path leads.
@@ -37,7 +38,7 @@ def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[None]:
     folder = on_this_machine(spark, place) if is_path(place) else None
     is_free = failpoints.UNLOCKED_COMMITS if wait else failpoints.UNLOCKED
     if folder is None or is_free:
-        yield
+        yield False
         return
     with ExitStack() as lock:
         try:
@@ -51,4 +52,4 @@ def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[None]:
             raise TableError(
                 f"{place}: cannot be made ({error.strerror}); name a folder that can be written"
             ) from error
-        yield
+        yield True

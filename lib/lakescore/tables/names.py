@@ -50,7 +50,8 @@ def identifier(table: str) -> str:
     """Return a table for SQL, each part of its name in quotes, whatever is in it.
 
     Raises:
-        TableError: it is not of the form a, a.b or a.b.c, or holds a variable of Spark's SQL.
+        TableError: it is not of the form a, a.b or a.b.c, is a path written as delta.`path`, or
+            holds a variable of Spark's SQL.
     """
     if is_path(table):
         return f"delta.{quoted(absolute(table))}"
@@ -85,7 +86,11 @@ def _parts(name: str) -> list[str]:
             f"{name}: is not the name of a table; write catalog.schema.table, a part with "
             "another character than letters, digits and _ in backticks"
         )
-    return [part[1:-1].replace("``", "`") if part[0] == "`" else part for part in found]
+    parts = [part[1:-1].replace("``", "`") if part[0] == "`" else part for part in found]
+    if len(parts) == 2 and parts[0].lower() == "delta" and "/" in parts[1]:
+        # What is asked of a path (what lies in it, who is at work on it) would not be asked of it.
+        raise TableError(f"{name}: is a path in the form of a name; write the path: {parts[1]}")
+    return parts
 
 
 def load(spark: "SparkSession", table: str, *, version: int | None = None) -> "DataFrame":

@@ -72,12 +72,17 @@ def offset_of(spark: "SparkSession", stream: str, number: int) -> Offset | None:
 
 
 def rows_expected(
-    spark: "SparkSession", source: str, last: Trace | None, starting_version: int | None
+    spark: "SparkSession",
+    source: str,
+    last: Trace | None,
+    *,
+    starting_version: int | None,
+    version: int,
 ) -> tuple[int, int] | None:
     """Count what an append stream has read, and what it has before it; None if that is unknown.
 
-    `last` is what it committed last, None if that is not known. Delta counts rows without reading
-    them.
+    `last` is what it committed last, None if that is not known; `version` is the source's as the
+    run began. Delta counts rows without reading them.
     """
     if last is None:
         return None
@@ -87,7 +92,9 @@ def rows_expected(
             read = 0
             if starting_version is not None:
                 read = load(spark, source, version=starting_version - 1).count()
-        return None if read is None else (read, max(load(spark, source).count() - read, 0))
+        if read is None:
+            return None
+        return read, max(load(spark, source, version=version).count() - read, 0)
     except Exception:  # of any kind, as where a file of that version is gone: it stops no run
         return None
 

@@ -18,7 +18,7 @@ from lakescore.tables.changes import (
     UPDATE,
     same_key,
 )
-from lakescore.tables.commits import PRESENT, Commit, committed, with_settings
+from lakescore.tables.commits import NO_ANSI, PRESENT, Commit, committed, with_settings
 from lakescore.tables.names import identifier, is_path, literal, load, quoted
 from lakescore.tables.source import UNIQUE
 
@@ -60,7 +60,7 @@ def write(
         ranges: the least and the greatest value of key columns in `staged`, as SQL: other files of
             the target are not read.
         results: the columns that scoring makes.
-        dropped: the target's columns of tasks that the job has not: null where it scores.
+        dropped: the target's columns that scoring would make false: null where it scores.
         guard: is called before each attempt; it raises where this run is not to write.
 
     Raises:
@@ -73,7 +73,7 @@ def write(
     def once() -> None:
         guard()
         try:
-            with with_settings(spark, commit.settings):
+            with with_settings(spark, {**NO_ANSI, **commit.settings}):
                 if how == "append":
                     append(_if_absent(rows, table, key, ranges), table)
                 elif how == "overwrite":
