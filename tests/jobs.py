@@ -54,7 +54,6 @@ import contextlib, io, json, os, runpy, sys
 from pathlib import Path
 import lakescore
 from lakescore.session import local_session
-from lakescore.tables import folders
 from pyspark.sql import SparkSession
 
 def do(spark):
@@ -69,7 +68,6 @@ def do(spark):
         yield json.loads(printed.getvalue().splitlines()[-1])
 
 if "SPARK_REMOTE" in os.environ:
-    folders.VOLUMES = os.getcwd()  # for which this folder stands
     answers = list(do(SparkSession.builder.getOrCreate()))
 else:
     settings = json.loads(os.environ["SETTINGS"])

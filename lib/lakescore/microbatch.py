@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class Job:
         location: the folder of its files, with its scheme.
         dropped: its columns that scoring would make false: of tasks that the job has not, and of
             the text if the job does not carry it.
-        others: what it has recorded of other sources.
+        is_shared: whether it has rows of another source, too.
         checkpoint: the folder of what the job remembers.
         plan: the models.
         carried: the columns of the source that the target has, the key first.
@@ -53,7 +53,7 @@ class Job:
     target_version: int
     location: str
     dropped: tuple[str, ...]
-    others: tuple[Writer, ...]
+    is_shared: bool
     checkpoint: str
     plan: Plan
     carried: tuple[str, ...]
@@ -77,15 +77,13 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """Tell runs that score alike, into the same columns and beside the same other sources."""
+        """Tell runs that score alike, and into the same columns, from others."""
         told = [
             self.plan.fingerprints,
             self.config.tasks.model_dump(),
             self.config.encoding.model_dump(),
             [each.jsonValue() for each in self.schema],
             [self.key, self.config.source.text, self.config.source.changes],
-            # What another source has taken over since is its own by now.
-            [asdict(each) for each in self.others],
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
@@ -168,7 +166,9 @@ class MicroBatches:
         staged = stage.find(spark, folder)
         if staged is not None and self._was_committed(spark, transaction, staged):
             return
-        if staged is None or staged.digest != self.job.digest:
+        # What had been deleted or changed another source may have taken over since.
+        is_old = self.job.is_shared and self.job.config.source.changes == "cdf"
+        if staged is None or staged.digest != self.job.digest or is_old:
             if staged is not None:
                 remove(spark, folder)
             self._stage(rows, folder)

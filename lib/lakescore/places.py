@@ -3,7 +3,7 @@
 import os
 
 from lakescore.config import JobConfig
-from lakescore.errors import ConfigError
+from lakescore.errors import ConfigError, TableError
 from lakescore.tables import names
 
 # In the checkpoint: what a stream has scored and not committed yet.
@@ -15,11 +15,15 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
 
     Raises:
         ConfigError: a table, the key or the checkpoint is missing.
-        TableError: a table's name is none.
+        TableError: a table's name is none, or is a path in the form of one.
     """
     at, to = config.source.table, config.target.table
     if at is None:
         raise ConfigError("'source.table' is missing; name the Delta table to score")
+    for table in (at, to):
+        # What is asked of a path (what lies in it, who is at work on it) would not be asked of it.
+        if table is not None and (path := names.path_in(table)) is not None:
+            raise TableError(f"{table}: is a path in the form of a name; write the path: {path}")
     if not config.source.key:
         raise ConfigError("'source.key' is missing; name the columns that identify a row")
     if to is not None and names.place(at) == names.place(to):

@@ -118,6 +118,9 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         there = load(spark, to).columns
         at_target = names.describe(spark, to)
         folder = folder_in(checkpoint, at_target)
+        outdated = list(type(config.tasks).model_fields)
+        if makes_target:  # else rows are scored by the text that they have
+            outdated.append(config.source.text)
         if is_alone:
             remove(spark, f"{folder}/{FOLDER}")  # of runs that were killed
         yield Job(
@@ -126,12 +129,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             target=to,
             target_version=names.version(spark, to),
             location=at_target.location,
-            dropped=tuple(
-                name
-                for name in dict.fromkeys((*type(config.tasks).model_fields, config.source.text))
-                if name in there and name not in schema.names
-            ),
-            others=tuple(each for each in writers.find(spark, to) if each.id != found.id),
+            dropped=tuple(name for name in outdated if name in there and name not in schema.names),
+            is_shared=any(each.id != found.id for each in writers.of(at_target.properties)),
             checkpoint=folder,
             plan=plan,
             carried=tuple(carried),

@@ -103,6 +103,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     try:
         while not running.awaitTermination(POLL_SECONDS):
             seen = _follow(running, recorder, at, seen)
+            recorder.show()
     except StreamingQueryException as error:
         # Another run wrote down the same micro-batch: it is in that one's bill.
         if committed and re.search(rf"detected for {committed[-1]}\b", str(error)):
@@ -110,10 +111,10 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         raise (failures[0] if failures else error) from None
     finally:
         running.stop()
-        _follow(running, recorder, at, seen)
         # What Spark has written down no later run counts.
         if committed and lines(spark, f"{at.folder}/commits/{committed[-1]}"):
             recorder.batches.settle()
+        _follow(running, recorder, at, seen)
     reached("query_ended")
 
 
@@ -202,5 +203,4 @@ def _follow(query: Any, recorder: Recorder, at: position.Position, seen: int) ->
         if number > seen and progress["sources"][0]["endOffset"] is not None:
             recorder.versions = recorder.versions.after(progress, at.starting_version)
             seen = number
-    recorder.show()
     return seen

@@ -28,9 +28,6 @@ _UNWRITABLE = ("AccessDenied", "Mkdirs failed", "Permission denied", "Read-only 
 # Said where a new row's key is in the target at the moment of the commit: if it has left again by
 # then, that was a conflict.
 PRESENT = "lakescore: a new key is in the target already"
-# Where an expression of the target's (a CHECK, a generated column) has no value for a row, ANSI
-# mode has an error, which quotes the row, and a null is what there is without it.
-NO_ANSI = {"spark.sql.ansi.enabled": "false"}
 _CONFLICTS = (
     PRESENT,
     "DELTA_CONCURRENT_APPEND",

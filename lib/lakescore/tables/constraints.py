@@ -15,7 +15,7 @@ from lakescore.tables.changes import (
     UPDATE,
     same_key,
 )
-from lakescore.tables.commits import NO_ANSI, with_settings, write_error
+from lakescore.tables.commits import with_settings, write_error
 from lakescore.tables.names import condition, describe, load, quoted
 from lakescore.tables.writing import within
 
@@ -66,7 +66,8 @@ def check_constraints(
     there = within(load(spark, table), ranges)
     rows = _after(staged, there, how, key=key, results=results, dropped=dropped)
     try:
-        with with_settings(spark, NO_ANSI):
+        # Where ANSI mode has an error, which would quote the row, there is a null without it.
+        with with_settings(spark, {"spark.sql.ansi.enabled": "false"}):
             refused = (
                 F.count_if(~F.coalesce(F.expr(each), F.lit(False))) for each in checks.values()
             )

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from lakescore.distribute import is_connect
@@ -21,18 +22,28 @@ VOLUMES = "/Volumes/"
 def check_seen(spark: "SparkSession", folder: str) -> None:
     """See that what Spark writes into a folder can be found and removed again.
 
+    With Connect, which has no JVM to ask, it is to be a folder of this process's machine, too, as
+    those of Volumes are on Databricks.
+
     Raises:
-        TableError: it is elsewhere than this process, which on Connect has no JVM to ask, can look.
+        TableError: it is elsewhere, or cannot be written.
     """
-    is_volume = folder.removeprefix("dbfs:").startswith(VOLUMES)
-    is_here = is_volume or os.path.isabs(folder)
-    on_databricks = "DATABRICKS_RUNTIME_VERSION" in os.environ
-    if is_connect(spark) and not (is_here and is_volume == on_databricks):
+    if not is_connect(spark):
+        return
+    seen = f"{folder}/seen-{uuid.uuid4().hex}"
+    try:
+        spark.range(0).write.parquet(seen)
+    except Exception as error:  # Connect's own
         raise TableError(
-            f"{folder}: a checkpoint from which Spark Connect could not remove the texts that a "
-            f"run puts there; give a folder under {VOLUMES} on Databricks and of this machine "
-            "elsewhere, or run the job in dedicated access mode"
+            f"{folder}: cannot be written ({root_cause(error)}); name a folder that can"
+        ) from error
+    if not is_folder(spark, seen):
+        raise TableError(
+            f"{folder}: is not on the machine of this process, so that on Spark Connect it could "
+            "not remove the texts that a run puts there; let target.checkpoint be a folder of a "
+            f"Volume ({VOLUMES}…) and run the job on Databricks, or run it in dedicated access mode"
         )
+    remove(spark, seen)
 
 
 def lines(spark: "SparkSession", path: str) -> list[str] | None:

@@ -32,6 +32,12 @@ def is_path(table: str) -> bool:
     return "/" in re.sub("`[^`]*`", "", table)
 
 
+def path_in(table: str) -> str | None:
+    """Return the path in a name of the form delta.`path`; None where a table is not so named."""
+    first, *rest = [""] if is_path(table) else _parts(table)
+    return rest[0] if first.lower() == "delta" and len(rest) == 1 and "/" in rest[0] else None
+
+
 def quoted(name: str) -> str:
     """Return a column or a part of a table's name for Spark: it may hold a dot or a space.
 
@@ -50,8 +56,7 @@ def identifier(table: str) -> str:
     """Return a table for SQL, each part of its name in quotes, whatever is in it.
 
     Raises:
-        TableError: it is not of the form a, a.b or a.b.c, is a path written as delta.`path`, or
-            holds a variable of Spark's SQL.
+        TableError: it is not of the form a, a.b or a.b.c, or holds a variable of Spark's SQL.
     """
     if is_path(table):
         return f"delta.{quoted(absolute(table))}"
@@ -86,11 +91,7 @@ def _parts(name: str) -> list[str]:
             f"{name}: is not the name of a table; write catalog.schema.table, a part with "
             "another character than letters, digits and _ in backticks"
         )
-    parts = [part[1:-1].replace("``", "`") if part[0] == "`" else part for part in found]
-    if len(parts) == 2 and parts[0].lower() == "delta" and "/" in parts[1]:
-        # What is asked of a path (what lies in it, who is at work on it) would not be asked of it.
-        raise TableError(f"{name}: is a path in the form of a name; write the path: {parts[1]}")
-    return parts
+    return [part[1:-1].replace("``", "`") if part[0] == "`" else part for part in found]
 
 
 def load(spark: "SparkSession", table: str, *, version: int | None = None) -> "DataFrame":

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -52,8 +52,12 @@ class Writer:
 
 
 def find(spark: "SparkSession", table: str) -> list[Writer]:
-    """Return the jobs that write a target, as its properties have them."""
-    properties = describe(spark, table).properties
+    """Return the jobs that write a target, as it has recorded them."""
+    return of(describe(spark, table).properties)
+
+
+def of(properties: Mapping[str, str]) -> list[Writer]:
+    """Return the jobs that write a target of these properties."""
     found = (json.loads(properties[name]) for name in properties if name.startswith(_WRITER))
     return [Writer(**each | {"key": tuple(each["key"])}) for each in found]
 

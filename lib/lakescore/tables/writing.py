@@ -18,7 +18,7 @@ from lakescore.tables.changes import (
     UPDATE,
     same_key,
 )
-from lakescore.tables.commits import NO_ANSI, PRESENT, Commit, committed, with_settings
+from lakescore.tables.commits import PRESENT, Commit, committed, with_settings
 from lakescore.tables.names import identifier, is_path, literal, load, quoted
 from lakescore.tables.source import UNIQUE
 
@@ -73,7 +73,7 @@ def write(
     def once() -> None:
         guard()
         try:
-            with with_settings(spark, {**NO_ANSI, **commit.settings}):
+            with with_settings(spark, commit.settings):
                 if how == "append":
                     append(_if_absent(rows, table, key, ranges), table)
                 elif how == "overwrite":
