@@ -17,6 +17,7 @@ key, tokens, tags = (dbutils.widgets.get(name) for name in ("key", "tokens", "ta
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.dates import DateFormatter, DayLocator
 from pyspark.sql import functions as F
 
 import lakescore
@@ -58,11 +59,16 @@ by_day = (
     .toPandas()
 )
 if len(by_day):
-    axes = (
-        by_day.pivot(index="day", columns="code", values="count")
-        .fillna(0)
-        .plot.bar(stacked=True, figsize=(8, 3), rot=0)
-    )
+    counts = by_day.pivot(index="day", columns="code", values="count").fillna(0).sort_index()
+    figure, axes = plt.subplots(figsize=(8, 3))
+    below = 0
+    for code in counts:
+        axes.bar(counts.index, counts[code], bottom=below, label=code)
+        below = below + counts[code]
+    days = (counts.index[-1] - counts.index[0]).days
+    axes.xaxis.set_major_locator(DayLocator(interval=1 + days // 6))
+    axes.xaxis.set_major_formatter(DateFormatter("%Y-%m-%d"))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_ylabel("rows")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Rows that failed, by day of scoring")
@@ -138,7 +144,7 @@ pairs = pd.DataFrame(
     ],
     columns=["labelled", "found"],
 )
-display(pd.crosstab(pairs["labelled"], pairs["found"]).reset_index())
+display(pd.crosstab(pairs["labelled"], pairs["found"]).reset_index().rename_axis(columns=None))
 
 # COMMAND ----------
 
