@@ -1,12 +1,13 @@
 """Forgetting: what was deleted from a target leaves its files, too."""
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
-from lakescore.errors import TableError
+from lakescore.errors import ConfigError, TableError
 from lakescore.places import STREAM_STAGES, checkpoint_of, folder_in, job_tables
 from lakescore.tables import check_seen, describe, folders_in, identifier, is_folder, remove
 from lakescore.tables.commits import committed, with_settings
@@ -41,10 +42,12 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
 
     Raises:
         BusyError: a run of this job is at work.
-        ConfigError: the configuration names no tables.
+        ConfigError: the configuration names no tables, or the hours are no number of them.
         TableError: there is no target, or a run that did not end has rows put aside for it; or
             the checkpoint is where Spark Connect cannot remove it.
     """
+    if not 0 <= retain_hours < math.inf:
+        raise ConfigError(f"retain_hours is {retain_hours}; give a number of hours, 0 or more")
     _, target = job_tables(config)
     checkpoint = checkpoint_of(config)
     check_seen(spark, checkpoint)

@@ -13,6 +13,7 @@ from lakescore import JobConfig
 from lakescore.errors import BusyError, ConfigError, SetupError, TableError
 from lakescore.locks import locked
 from lakescore.places import checkpoint_of, job_tables
+from lakescore.purge import purge_target
 from lakescore.tables import folders, folders_in, is_folder, remove, writers
 from lakescore.tables.commits import check_settings, note_of, retried, write_error
 from lakescore.tables.folders import on_this_machine
@@ -100,6 +101,13 @@ def test_a_checkpoint_is_beside_the_target_or_hidden_in_it() -> None:
     for checkpoint in ("/out/scored/_checkpoint", "/out/scored_checkpoint", "s3://bucket/out"):
         assert checkpoint_of(job("/out/scored", checkpoint)) == checkpoint
     assert checkpoint_of(job("main.scored", "/Volumes/a")) == "/Volumes/a"
+
+
+@pytest.mark.parametrize("hours", [-1.0, float("nan"), float("inf")])
+def test_a_purge_by_what_is_no_number_of_hours_is_refused(hours: float) -> None:
+    spark: Any = None  # which is asked for nothing
+    with pytest.raises(ConfigError, match=f"^retain_hours is {hours}; give a number of hours"):
+        purge_target(spark, job("out/scored", None), retain_hours=hours)
 
 
 def test_a_checkpoint_with_a_variable_of_sql_is_refused() -> None:
