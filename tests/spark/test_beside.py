@@ -10,9 +10,7 @@ from lakescore import BusyError, SetupError, TableError, failpoints, stream, tod
 from lakescore.tables.commits import with_settings
 from lakescore.tables.stream import Offset
 from tests.jobs import Run
-from tests.spark.test_changes import add, changed, content, follow
-from tests.spark.test_checkpoint import stopped_at
-from tests.spark.test_recovery import as_anew, at_step
+from tests.spark.steps import add, as_anew, at_step, changed, content, follow, stopped_at
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

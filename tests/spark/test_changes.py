@@ -16,50 +16,13 @@ from lakescore import (
 )
 from lakescore.purge import purge_target
 from tests.jobs import NOW, ROWS, Run
+from tests.spark.steps import ONE_SNAPSHOT, a_snapshot_mends, add, changed, content, feed, follow
 from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-ONE_SNAPSHOT = "run once with --set source.changes=snapshot"
-
-
-def changed(settings: dict[str, Any], **groups: Any) -> dict[str, Any]:
-    """The settings with those of some groups changed."""
-    return settings | {name: settings.get(name, {}) | values for name, values in groups.items()}
-
-
-def follow(settings: dict[str, Any], changes: str) -> dict[str, Any]:
-    return changed(settings, source={"changes": changes})
-
-
-def add(spark: "SparkSession", table: str, rows: list[tuple[Any, ...]]) -> None:
-    frame = spark.createDataFrame(rows, "id long, text string")
-    frame.write.format("delta").mode("append").save(table)
-
-
-def feed(spark: "SparkSession", table: str) -> None:
-    spark.sql(f"ALTER TABLE delta.`{table}` SET TBLPROPERTIES (delta.enableChangeDataFeed = true)")
-
-
-def content(spark: "SparkSession", table: str) -> dict[int, str | None]:
-    """The target's keys and texts; a key that is there twice is an error."""
-    rows = spark.read.format("delta").load(table).select("id", "text").collect()
-    found = {row.id: row.text for row in rows}
-    assert len(found) == len(rows)
-    return found
-
-
-def a_snapshot_mends(
-    spark: "SparkSession", settings: dict[str, Any], run: Run, *, rows_in: int
-) -> None:
-    """Run a snapshot, which scores `rows_in` rows, and go on as before with a new row."""
-    source, target = settings["source"]["table"], settings["target"]["table"]
-    assert run(follow(settings, "snapshot")).rows_in == rows_in
-    add(spark, source, [(999, "new")])
-    assert run(settings).rows_in == 1
-    assert content(spark, target) == content(spark, source)
 
 
 @pytest.mark.usefixtures("followed")

@@ -20,33 +20,23 @@ from lakescore import (
 from lakescore.purge import purge_target
 from lakescore.tables import position, remove, stage, version
 from tests.jobs import NOW, ROWS, Run
-from tests.spark.test_changes import (
+from tests.spark.steps import (
     ONE_SNAPSHOT,
     a_snapshot_mends,
     add,
+    as_anew,
+    at_step,
     changed,
     content,
     follow,
+    stop,
+    stopped_at,
 )
-from tests.spark.test_recovery import as_anew, at_step
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-
-
-def stop() -> None:
-    raise KeyboardInterrupt
-
-
-def stopped_at(
-    monkeypatch: pytest.MonkeyPatch, step: str, run: Run, settings: dict[str, Any]
-) -> None:
-    """Let a run end at a step of its first micro-batch, as if it were killed there."""
-    at_step(monkeypatch, microbatch, step, stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(settings)
 
 
 @pytest.mark.usefixtures("begun")

@@ -23,7 +23,7 @@ from lakescore.purge import purge_target
 from lakescore.report import write_report
 from lakescore.snapshot import resolve
 from tests.jobs import NOW, Run
-from tests.spark.test_changes import add, content, follow
+from tests.spark.steps import add, content, follow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

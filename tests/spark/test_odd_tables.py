@@ -19,7 +19,7 @@ from lakescore import (
     stream,
 )
 from tests.jobs import NOW, ROWS, Run
-from tests.spark.test_changes import add, changed, content, feed, follow
+from tests.spark.steps import add, changed, content, feed, follow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

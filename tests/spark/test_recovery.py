@@ -2,40 +2,20 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lakescore import BudgetError, JobConfig, TableError, microbatch, rescore_table
+from lakescore import BudgetError, JobConfig, TableError, rescore_table
 from lakescore.purge import purge_target
 from lakescore.tables import describe
 from tests.jobs import NOW, ROWS, Run
-from tests.spark.test_changes import add, changed, content, follow
+from tests.spark.steps import add, as_anew, changed, content, follow, stopped_at
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-
-
-def as_anew(spark: "SparkSession") -> None:
-    """Let Delta forget the logs that it has read, as a new process has read none."""
-    jvm: Any = spark._jvm
-    jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
-
-
-def at_step(
-    monkeypatch: pytest.MonkeyPatch, module: Any, step: str, action: Callable[[], object]
-) -> None:
-    """Let something happen once, when a run reaches a step."""
-    left = [action]
-
-    def reached(at: str) -> None:
-        if at == step and left:
-            left.pop()()
-
-    monkeypatch.setattr(module, "reached", reached)
 
 
 @pytest.mark.usefixtures("followed")
@@ -157,16 +137,11 @@ def test_a_column_of_another_type_or_name_is_an_error_until_it_is_as_it_was(
 def test_a_run_over_its_budget_and_a_snapshot_leave_nothing_in_the_way_of_a_purge(
     spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
-
     config = JobConfig.parse(settings)
     with pytest.raises(BudgetError):
         run(changed(settings, limits={"max_error_fraction": 0.01}))
     purge_target(spark, config, retain_hours=0)
-    at_step(monkeypatch, microbatch, "batch_staged", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(settings)
+    stopped_at(monkeypatch, "batch_staged", run, settings)
     with pytest.raises(TableError, match="holds rows that a run has scored and not committed"):
         purge_target(spark, config, retain_hours=0)
     run(follow(settings, "snapshot"))

@@ -19,8 +19,7 @@ from lakescore import (
     todo,
 )
 from tests.jobs import NOW, ROWS, Run
-from tests.spark.test_changes import add, changed, content, follow
-from tests.spark.test_recovery import as_anew, at_step
+from tests.spark.steps import add, as_anew, at_step, changed, content, follow
 from tests.tiny_models import tiny_model
 
 if TYPE_CHECKING:
