@@ -51,11 +51,6 @@ def registered(store: str, snapshot: Snapshot) -> tracking.RegisteredVersion:
     return tracking.register(snapshot, name="ner", alias="champion")
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
 def test_processes_that_make_a_store_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     program = (
         "from lakescore import tracking; "
