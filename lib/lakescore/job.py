@@ -38,7 +38,7 @@ def score_table(
         ConfigError: the job lacks a table, a key or a checkpoint.
         ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
         SetupError: MLflow's store cannot be reached; or the session cannot do what the job asks
-            for: number commits (serverless), or does not run streams (Spark Connect).
+            for: number commits (serverless), or run a stream (Spark Connect).
         TableError: the source is missing, changed otherwise than the job allows, or does not fit
             the target; or a table cannot be read or written.
     """

@@ -167,8 +167,8 @@ class MicroBatches:
         if staged is not None and self._was_committed(spark, transaction, staged):
             return
         # What had been deleted or changed another source may have taken over since.
-        is_old = self.job.is_shared and self.job.config.source.changes == "cdf"
-        if staged is None or staged.digest != self.job.digest or is_old:
+        is_doubtful = self.job.is_shared and self.job.config.source.changes == "cdf"
+        if staged is None or staged.digest != self.job.digest or is_doubtful:
             if staged is not None:
                 remove(spark, folder)
             self._stage(rows, folder)

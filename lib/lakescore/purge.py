@@ -61,7 +61,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
                 "no more; then purge again"
             )
         for other in folders_in(spark, checkpoint):
-            for left in (f"{other}/{STREAM_STAGES}", f"{other}/{FOLDER}"):
+            for left in (f"{other}/{STREAM_STAGES}", *folders_in(spark, f"{other}/{FOLDER}")):
                 if not is_folder(spark, left):
                     continue
                 if other == folder or not is_shared:  # whose run begins it anew

@@ -157,8 +157,8 @@ def test_a_purge_removes_what_was_put_aside_for_a_former_target(
 ) -> None:
     for given in (None, f"{tmp_path}/all"):
         checkpoint = Path(given or f"{settings['target']['table']}_checkpoint")
-        left = [checkpoint / "of another" / name for name in ("stage-stream", "todo")]
-        for folder in left:
+        left = [checkpoint / "of another" / name for name in ("stage-stream", "todo/run")]
+        for folder in (*left, checkpoint / "of a third/todo"):  # whose last run has ended
             folder.mkdir(parents=True)
         mine = changed(settings, target={"checkpoint": given})
         purge_target(spark, JobConfig.parse(mine), retain_hours=0)
@@ -166,6 +166,7 @@ def test_a_purge_removes_what_was_put_aside_for_a_former_target(
         for folder in left:
             assert folder.exists() == is_shared
             assert (f"{folder}: holds rows of a run" in caplog.text) == is_shared
+        assert "of a third" not in caplog.text
 
 
 @pytest.mark.usefixtures("begun")

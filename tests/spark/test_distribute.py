@@ -119,6 +119,15 @@ def test_each_task_of_an_executor_has_its_own_gpu_and_the_model_is_unpacked_once
     ]
 
 
+@pytest.mark.delta
+def test_a_worker_has_none_of_deltas_jars_to_look_through(spark: "SparkSession") -> None:
+    def looked_through(_: int) -> list[str]:
+        return [Path(path).name for path in sys.path]
+
+    [names] = spark.sparkContext.parallelize([0], 1).map(looked_through).collect()
+    assert [name for name in names if name.startswith("io.delta")] == []
+
+
 def test_a_worker_keeps_its_first_device_for_all_its_partitions(spark: "SparkSession") -> None:
     def device(partition: int, rows: Any) -> Any:
         list(rows)

@@ -34,7 +34,9 @@ def is_path(table: str) -> bool:
 
 def path_in(table: str) -> str | None:
     """Return the path in a name of the form delta.`path`; None where a table is not so named."""
-    first, *rest = [""] if is_path(table) else _parts(table)
+    if is_path(table):
+        return None
+    first, *rest = _parts(table)
     return rest[0] if first.lower() == "delta" and len(rest) == 1 and "/" in rest[0] else None
 
 
