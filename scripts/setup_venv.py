@@ -58,13 +58,21 @@ def install(folder: Path, runtime: str) -> None:
             say("while pip works it takes up to 15 GB of disk, and what is left is 9 GB.")
         venv.create(folder, clear=True, symlinks=True, with_pip=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-input"]
+    pip += ["--no-compile"]  # most modules are never imported, and Python compiles those that are
     pip += ["-c", str(ROOT / "conf/runtimes" / f"{runtime}.txt")]
     # The pinned build tools first: pyspark is built from its source, with these and no others.
     subprocess.run([*pip, "pip", "setuptools", "wheel"], check=True)
     # For a Spark of which there is no Delta yet the pins name none.
     pins = (ROOT / "conf/runtimes" / f"{runtime}.txt").read_text("utf-8")
     extras = "local,dev" if "delta-spark==" in pins else "spark,dev"
-    subprocess.run([*pip, "--no-build-isolation", "-e", f"{ROOT}[{extras}]"], check=True)
+    # The wheel that is built of pyspark is of jars, which would be compressed a second time.
+    build = folder / "build.cfg"
+    build.write_text("[bdist_wheel]\ncompression = stored\n", "utf-8")
+    subprocess.run(
+        [*pip, "--no-build-isolation", "-e", f"{ROOT}[{extras}]"],
+        check=True,
+        env=os.environ | {"DIST_EXTRA_CONFIG": str(build)},
+    )
     key_file.write_text(key, "utf-8")
 
 
