@@ -1,5 +1,6 @@
 """The package: the library under lib/ alone; ranges here, exact pins in conf/runtimes/."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ VERSION = re.search(
     r'^__version__ = "([^"]+)"', (HERE / "lib/lakescore/_version.py").read_text("utf-8"), re.M
 )
 assert VERSION, "lib/lakescore/_version.py has no __version__"
+# databricks.yml tells its builds from each other: two wheels of one name are one to Databricks.
+BUILD = os.environ.get("LAKESCORE_BUILD")
 
 # Every lower bound admits what Databricks Runtime 16.4 LTS ML and later bring, so that installing
 # the wheel there pulls nothing over the runtime's own packages. 16.4 has pandas 1.5.3; pandas 3
@@ -57,7 +60,7 @@ DEV = [
 
 setup(
     name="lakescore",
-    version=VERSION[1],
+    version=f"{VERSION[1]}+{BUILD}" if BUILD else VERSION[1],
     description="Score the text in Delta tables with Hugging Face models, on Spark, every row once",
     long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",

@@ -354,6 +354,7 @@ def test_a_target_says_what_its_columns_are_and_keeps_texts_out_of_its_log(
     assert comments["entities"] == "Named entities; text[start:end] is the word"
     [detail] = spark.sql(f"DESCRIBE DETAIL delta.`{target}`").collect()
     assert detail.clusteringColumns == ["id"]
+    assert detail.properties["delta.isolationLevel"] == "Serializable"  # Databricks' is another
     assert detail.properties["delta.constraints.lakescore_entities"] == (
         "error IS NULL OR entities IS NULL"
     )

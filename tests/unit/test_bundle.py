@@ -202,6 +202,16 @@ def test_the_parameters_of_each_task_are_understood(job: str, task: dict[str, An
         assert config.source.changes == "snapshot"
 
 
+def test_each_build_of_the_wheel_has_a_version_of_its_own() -> None:
+    assert "LAKESCORE_BUILD=$(date +%s) " in BUNDLE["artifacts"]["lakescore"]["build"]
+    command = [sys.executable, "setup.py", "--version"]
+    one, built = (
+        subprocess.check_output(command, cwd=ROOT, env=os.environ | env, text=True).split()[-1]
+        for env in ({}, {"LAKESCORE_BUILD": "1764"})
+    )
+    assert built == f"{one}+1764"
+
+
 def test_the_tables_of_the_jobs_are_json_of_files_that_are_there() -> None:
     tables = json.loads(BUNDLE["variables"]["tables"]["default"])
     for each in tables:

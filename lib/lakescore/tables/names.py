@@ -13,9 +13,12 @@ from lakescore.errors import TableError, root_cause
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+# Databricks' own: a folder has files, as a write that was killed leaves them, and no log.
+NO_LOG = "DELTA_MISSING_TRANSACTION_LOG"
 # What Spark and Delta say of a table that is not there; all else is about one that is.
 _MISSING = frozenset(
     {
+        NO_LOG,
         "DELTA_MISSING_DELTA_TABLE",
         "DELTA_PATH_DOES_NOT_EXIST",
         "DELTA_TABLE_NOT_FOUND",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
 from lakescore.tables.folders import remove
-from lakescore.tables.names import absolute, exists, history
+from lakescore.tables.names import NO_LOG, absolute, condition, exists, history
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -72,6 +72,8 @@ def write(scored: "DataFrame", folder: str, manifest: Manifest) -> None:
 
 def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None:
     """Save rows as a new Delta table, divided `by` columns, that goes when the run has ended."""
+    from pyspark.errors import AnalysisException
+
     writer = rows.write.format("delta").mode("error").partitionBy(*by)
     properties = {
         # Statistics would put the beginnings of texts into the log.
@@ -79,7 +81,14 @@ def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None
         # The source's columns may have any name, the text's among them.
         "delta.columnMapping.mode": "name",
     }
-    writer.options(**properties, **options).save(folder)
+    writer = writer.options(**properties, **options)
+    try:
+        writer.save(folder)
+    except AnalysisException as error:
+        if condition(error) != NO_LOG:
+            raise
+        remove(rows.sparkSession, folder)  # what a run that was killed has left
+        writer.save(folder)
 
 
 @contextmanager

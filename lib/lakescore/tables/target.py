@@ -96,6 +96,8 @@ def _create(
     properties = {f"{CHECK}{name}": expression for name, expression in constraints.items()}
     properties["delta.dataSkippingStatsColumns"] = ",".join(with_statistics)
     properties["delta.enableDeletionVectors"] = "true"
+    # Delta's default, but not Databricks': there two writers may bring the same key at once.
+    properties["delta.isolationLevel"] = "Serializable"
     said = ", ".join(f"{literal(name)} = {literal(value)}" for name, value in properties.items())
     clustered = [name for name in key if name in ordered]
     by = f" CLUSTER BY ({', '.join(map(quoted, clustered[:4]))})" if clustered else ""
