@@ -1,5 +1,6 @@
 """A source as a whole: its latest version is compared with the target, and what differs scored."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from lakescore.todo import score_steps
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+logger = logging.getLogger(__name__)
 
 
 def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
@@ -55,16 +58,28 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         versions=job.plan.versions,
         with_deletes=True,
     )
+    is_gone = F.col(CHANGE) == changes.DELETE
+    are_withheld = False
     for other in others:
-        todo = writers.without_keys_of(
-            spark, todo, other, job.source, table=job.target, key=job.key, again=True
-        )
+        try:
+            todo = writers.without_keys_of(
+                spark, todo, other, job.source, table=job.target, key=job.key
+            )
+        except writers.UnreadError as error:
+            are_withheld = are_withheld or not todo.where(is_gone).isEmpty()
+            todo = todo.where(~is_gone)
+            if are_withheld:
+                logger.warning(
+                    "%s; what was deleted from %s stays in it until a snapshot can tell",
+                    error,
+                    table,
+                )
 
     done = replace(job.writer, version=version)
     begun = replace(job.writer, snapshot=recorder.run.id)
 
     def guard(writer: writers.Writer | None) -> Callable[[], None]:
-        return writers.guard(spark, job.target, job.source, writer, alone=is_overwrite)
+        return writers.guard(spark, job.target, job.source, writer, since=seen, alone=is_overwrite)
 
     recorder.batches.guard = guard(begun)
 
@@ -87,13 +102,14 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     if not is_overwrite:
         score_steps(spark, job, recorder, todo, max_bytes=job.config.source.max_bytes)
     else:
-        is_gone = F.col(CHANGE) == changes.DELETE
         found = todo.agg(F.count(F.lit(1)), F.count_if(is_gone)).head()
         assert found is not None  # an aggregate without groups has one row
         if found[0]:
             recorder.batches.rows_left = found[1]
             score_steps(spark, job, recorder, prepared, max_bytes=2**63)
     last = begun if recorder.batches.before_first_write is None else before
+    if are_withheld:  # this snapshot has not ended, or a stream would go on without them
+        done = last if last is not None and last.snapshot else begun
     if last != done:
         register(done, in_place_of=last)
     else:

@@ -58,9 +58,10 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             query=query_id(),
             version=None if at.starting_version is None else at.starting_version - 1,
         )
-        recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
+        since = job.target_version
+        recorder.batches.guard = writers.guard(spark, job.target, job.source, found, since=since)
         if found != writer:
-            free = writers.guard(spark, job.target, job.source, writer, found)
+            free = writers.guard(spark, job.target, job.source, writer, found, since=since)
             writers.register(spark, job.target, found, before=mine, guard=free)
 
     recorder.batches.before_first_write = register
@@ -98,23 +99,24 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         .option("checkpointLocation", at.folder)
         .foreachBatch(score_batch)
     )
-    running = query.start()
-    seen = -1
-    try:
-        while not running.awaitTermination(POLL_SECONDS):
-            seen = _follow(running, recorder, at, seen)
-            recorder.show()
-    except StreamingQueryException as error:
-        # Another run wrote down the same micro-batch: it is in that one's bill.
-        if committed and re.search(rf"detected for {committed[-1]}\b", str(error)):
-            committed.clear()
-        raise (failures[0] if failures else error) from None
-    finally:
-        running.stop()
-        # What Spark has written down no later run counts.
-        if committed and lines(spark, f"{at.folder}/commits/{committed[-1]}"):
-            recorder.batches.settle()
-        _follow(running, recorder, at, seen)
+    with stream.unlogged(spark):
+        running = query.start()
+        seen = -1
+        try:
+            while not running.awaitTermination(POLL_SECONDS):
+                seen = _follow(running, recorder, at, seen)
+                recorder.show()
+        except StreamingQueryException as error:
+            # Another run wrote down the same micro-batch: it is in that one's bill.
+            if committed and re.search(rf"detected for {committed[-1]}\b", str(error)):
+                committed.clear()
+            raise (failures[0] if failures else error) from None
+        finally:
+            running.stop()
+            # What Spark has written down no later run counts.
+            if committed and lines(spark, f"{at.folder}/commits/{committed[-1]}"):
+                recorder.batches.settle()
+            _follow(running, recorder, at, seen)
     reached("query_ended")
 
 
@@ -159,7 +161,7 @@ def _followed(
     for found in doubtful:
         for other in others:
             found = writers.without_keys_of(
-                spark, found, other, job.source, table=job.target, key=job.key, again=False
+                spark, found, other, job.source, table=job.target, key=job.key
             )
         certain = certain.unionByName(found, allowMissingColumns=True)
     rows = certain if doubtful else rows

@@ -84,6 +84,29 @@ def test_a_target_restored_after_a_run_that_was_killed_in_its_first_commit_is_an
         run(settings)
 
 
+@pytest.mark.usefixtures("begun")
+def test_a_target_that_is_restored_while_a_run_is_at_work_is_not_written_as_if_it_were_not(
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    before = version(spark, target)
+    add(spark, source, [(100, "new")])
+    assert run(settings).rows_in == 1
+    add(spark, source, [(101, "newer")])
+
+    def restore() -> None:
+        spark.sql(f"RESTORE delta.`{target}` TO VERSION AS OF {before}")
+
+    for changes in ("append", "snapshot"):
+        at_step(monkeypatch, microbatch, "batch_staged", restore)
+        with pytest.raises(BusyError, match="was restored, or replaced by a clone, while this run"):
+            run(follow(settings, changes))
+        assert content(spark, target) == dict(ROWS)
+    with pytest.raises(TableError, match=f"was restored to a version that .*{ONE_SNAPSHOT}"):
+        run(settings)
+    a_snapshot_mends(spark, settings, run, rows_in=2)
+
+
 def test_targets_that_share_a_checkpoint_leave_what_the_other_has_staged_and_is_to_read(
     spark: "SparkSession",
     settings: dict[str, Any],
@@ -345,3 +368,32 @@ def test_a_run_whose_stage_another_one_made_and_removed_meanwhile_is_busy(
     monkeypatch.setattr(stage, "save_aside", late)
     with pytest.raises(BusyError, match=f"^{folder}: another run .* was faster, and removed"):
         stage.write(spark.range(3), folder, stage.Manifest(digest="mine", target_version=1))
+
+
+def test_a_stage_that_was_half_written_is_made_anew_where_delta_looks_for_a_log(
+    spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyspark.errors import AnalysisException
+    from pyspark.sql import DataFrameReader, DataFrameWriter
+
+    folder = tmp_path / "stage"
+    (folder / "_delta_log").mkdir(parents=True)
+    (folder / "part-0.parquet").write_text("half a file")
+
+    def as_databricks(function: Any) -> Any:
+        """Databricks' Delta, here a stand-in, neither reads nor writes there."""
+
+        def checked(self: Any, path: str) -> Any:
+            if folder.is_dir() and not any(folder.glob("_delta_log/*.json")):
+                raise AnalysisException("[DELTA_MISSING_TRANSACTION_LOG] Incompatible format")
+            return function(self, path)
+
+        return checked
+
+    monkeypatch.setattr(DataFrameReader, "load", as_databricks(DataFrameReader.load))
+    monkeypatch.setattr(DataFrameWriter, "save", as_databricks(DataFrameWriter.save))
+    manifest = stage.Manifest(digest="mine", target_version=1)
+    assert stage.find(spark, str(folder)) is None
+    stage.write(spark.range(3), str(folder), manifest)
+    assert stage.find(spark, str(folder)) == manifest
+    assert not (folder / "part-0.parquet").exists()

@@ -182,6 +182,27 @@ def test_a_stream_ends_where_a_snapshot_of_its_source_has_begun(
     assert run(settings).rows_in == 0
 
 
+def test_what_a_snapshot_could_not_remove_is_not_forgotten_by_the_stream_after_it(
+    spark: "SparkSession",
+    run: Run,
+    other: dict[str, Any],
+    following: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source, target = following["source"]["table"], following["target"]["table"]
+    spark.sql(f"DELETE FROM delta.`{source}` WHERE id = 7")
+    shutil.move(other["source"]["table"], f"{source}_away")
+    for _ in range(2):
+        assert run(follow(following, "snapshot")).rows_deleted == 0
+        assert "stays in it until a snapshot can tell" in caplog.text
+        with pytest.raises(TableError, match=r"has not ended, or could not tell which rows are to"):
+            run(following)
+    shutil.move(f"{source}_away", other["source"]["table"])
+    assert run(follow(following, "snapshot")).rows_deleted == 1
+    assert run(following).rows_in == 0
+    assert content(spark, target) == content(spark, source) | {1000: "other"}
+
+
 def test_what_came_and_went_in_one_source_is_not_taken_from_another_which_is_to_be_readable(
     spark: "SparkSession", run: Run, other: dict[str, Any], following: dict[str, Any]
 ) -> None:

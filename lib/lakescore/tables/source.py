@@ -133,7 +133,8 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
     if "DELTA_STREAMING_INCOMPATIBLE_SCHEMA_CHANGE" in said or "DELTA_SCHEMA_CHANGED" in said:
         return TableError(
             f"{source}: a column of it was renamed, dropped or given another type since the last "
-            f"run; {RECOVER}"
+            f"run, or one was added while this run was at work; run again, and if that says the "
+            f"same, {RECOVER}"
         )
     if damaged := re.search(r"Failed to read log file (.+?)\. ", said):
         return TableError(

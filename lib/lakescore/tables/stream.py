@@ -2,7 +2,8 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,23 @@ from lakescore.tables.writers import Trace
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+
+_LOGGER = "org.apache.spark.sql.execution.streaming"
+
+
+@contextmanager
+def unlogged(spark: "SparkSession") -> Iterator[None]:
+    """Let Spark not log why a stream ends: it may quote a text, as of a DELETE in the source."""
+    jvm: Any = spark._jvm
+    log4j = jvm.org.apache.logging.log4j
+    level = log4j.LogManager.getLogger(_LOGGER).getLevel()
+    set_level = log4j.core.config.Configurator.setLevel
+    set_level(_LOGGER, log4j.Level.OFF)
+    try:
+        yield
+    finally:
+        set_level(_LOGGER, level)
 
 
 def read_stream(

@@ -1,7 +1,6 @@
 """Who writes a target, as the target records it: whose its rows are, and who is at work."""
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -22,16 +21,19 @@ from lakescore.tables.names import (
     load,
     place,
     quoted,
-    version,
 )
 from lakescore.tables.source import Source
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-
-logger = logging.getLogger(__name__)
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 _WRITER = "lakescore.writer."
+_PUT_BACK = ("RESTORE", "CLONE")
+_FEW = 20  # commits, of which a question is mostly about the last
+
+
+class UnreadError(TableError):
+    """Another source of the target cannot be read, so that it is not known which rows are its."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +110,12 @@ def without_keys_of(
     *,
     table: str,
     key: Sequence[str],
-    again: bool,
 ) -> "DataFrame":
     """Return changes without the deletions of keys that another source of the target has.
 
-    Where that one cannot be read there are none, if what is to go is found `again` by a later run.
-
     Raises:
-        TableError: the other source has a key of the other changes, too; or it cannot be read.
+        TableError: the other source has a key of the other changes, too.
+        UnreadError: it cannot be read.
     """
     from pyspark.errors import AnalysisException
     from pyspark.sql import functions as F
@@ -127,16 +127,12 @@ def without_keys_of(
             raise TableError(f"{other.source}: leads to {source.table} by now")
         theirs = load(spark, other.source).select(*map(quoted, key))
     except (TableError, AnalysisException) as error:
-        unread = TableError(
+        raise UnreadError(
             f"{table}: holds rows of {other.source} too, which cannot be read (or has another name "
             f"by now), so that it is not known which are of {source.table}; let this job read it "
             "(or run the other one first), or, if it is gone for good and its rows are to go with "
             f"the next snapshot, {forgetting(table, other)}"
-        )
-        if not again:
-            raise unread from error
-        logger.warning("%s; what was deleted from %s stays in it meanwhile", unread, source.table)
-        return kept
+        ) from error
     if both := kept.join(theirs, [*key], "left_semi").count():
         raise TableError(
             f"{source.table}: {both:,} keys ({', '.join(key)}) are in {other.source}, too, "
@@ -174,14 +170,30 @@ def register(
 
 
 def guard(
-    spark: "SparkSession", table: str, source: Source, *writers: Writer | None, alone: bool = False
+    spark: "SparkSession",
+    table: str,
+    source: Source,
+    *writers: Writer | None,
+    since: int,
+    alone: bool = False,
 ) -> Callable[[], None]:
     """Return a check that a target has recorded one of some writers of a source, and no other.
 
-    With `alone` no other source may have a writer either. The check raises `BusyError`.
+    Nor was it restored or replaced by a clone after version `since`, which nobody could tell any
+    more once this run has written to it again. With `alone` no other source may have a writer
+    either. The check raises `BusyError`.
     """
+    seen = since
 
     def check() -> None:
+        nonlocal seen
+        new = _commits(spark, table, seen)
+        if any(row.operation in _PUT_BACK for row in new):
+            raise BusyError(
+                f"{table}: was restored, or replaced by a clone, while this run was at work; run "
+                "it again"
+            )
+        seen = max([seen, *(row.version for row in new)])
         found = find(spark, table)
         if alone and others(spark, found, source):
             raise BusyError(f"{table}: another job has begun to write to it; run it again")
@@ -212,7 +224,7 @@ class Trace:
 
 def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
     """Return what the history of a target says of a streaming query over a source."""
-    for limit in (20, None):  # the last commits tell it, but for a target of many writers
+    for limit in (_FEW, None):  # the last commits tell it, but for a target of many writers
         commits = history(spark, table, limit)
         rows = commits.select("version", "operation", "userMetadata").collect()
         is_restored = False
@@ -222,7 +234,7 @@ def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trac
                 return Trace(note["number"], is_restored, note.get("rows_read"))
             if note.get("source") == source.id:
                 return Trace(None, is_restored)
-            is_restored |= row.operation in ("RESTORE", "CLONE")
+            is_restored |= row.operation in _PUT_BACK
     return Trace(None, is_restored)
 
 
@@ -233,15 +245,19 @@ def was_written(
 
     With `registered`, or was recorded in it anew.
     """
-    if (latest := version(spark, table)) == since:
-        return False
     apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
-    for limit in (latest - since + 1, None):  # unless others commit meanwhile
-        rows = history(spark, table, limit).select("version", "userMetadata").collect()
-        if any(row.version <= since for row in rows):
-            break
-    notes = [note_of(row.userMetadata) for row in rows if row.version > since]
+    notes = [note_of(row.userMetadata) for row in _commits(spark, table, since)]
     return any(
         each.get("app") in apps or (registered and each.get("source") == writer.id)
         for each in notes
     )
+
+
+def _commits(spark: "SparkSession", table: str, since: int) -> "list[Row]":
+    """Return what the history of a table says of its commits after version `since`."""
+    for limit in (_FEW, None):
+        found = history(spark, table, limit).select("version", "operation", "userMetadata")
+        rows = found.collect()
+        if any(row.version <= since for row in rows):
+            break
+    return [row for row in rows if row.version > since]
