@@ -5,6 +5,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help demo notebooks test faults lint wheel clean venv java bench-parity bench-cpu bench-memory bench-tables bench-encoder
 
+# Modules are compiled as they are imported, not when they are installed: each is to be so once.
+unexport PYTHONDONTWRITEBYTECODE
+
 RUNTIME ?= 18-lts-ml
 DEVICE ?= cpu
 VENV ?= .venv

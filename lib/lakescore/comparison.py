@@ -59,23 +59,21 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         with_deletes=True,
     )
     is_gone = F.col(CHANGE) == changes.DELETE
-    are_withheld = False
+    unread: list[writers.UnreadError] = []
     for other in others:
         try:
             todo = writers.without_keys_of(
                 spark, todo, other, job.source, table=job.target, key=job.key
             )
         except writers.UnreadError as error:
-            are_withheld = are_withheld or not todo.where(is_gone).isEmpty()
-            todo = todo.where(~is_gone)
-            if are_withheld:
-                logger.warning(
-                    "%s; what was deleted from %s stays in it until a snapshot can tell",
-                    error,
-                    table,
-                )
+            unread.append(error)
+    is_withheld = bool(unread) and not todo.where(is_gone).isEmpty()
+    if is_withheld:
+        todo = todo.where(~is_gone)
+        for each in unread:
+            logger.warning("%s; what was deleted from %s stays in it meanwhile", each, table)
 
-    done = replace(job.writer, version=version)
+    done = replace(job.writer, version=version, withheld=is_withheld)
     begun = replace(job.writer, snapshot=recorder.run.id)
 
     def guard(writer: writers.Writer | None) -> Callable[[], None]:
@@ -108,8 +106,6 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             recorder.batches.rows_left = found[1]
             score_steps(spark, job, recorder, prepared, max_bytes=2**63)
     last = begun if recorder.batches.before_first_write is None else before
-    if are_withheld:  # this snapshot has not ended, or a stream would go on without them
-        done = last if last is not None and last.snapshot else begun
     if last != done:
         register(done, in_place_of=last)
     else:

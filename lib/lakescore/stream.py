@@ -1,5 +1,6 @@
 """A source that grows or changes: what is new since the last run, a micro-batch at a time."""
 
+import logging
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from lakescore.tables.source import RECOVER
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+logger = logging.getLogger(__name__)
+
 POLL_SECONDS = 1
 
 
@@ -29,6 +32,15 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     writer = mine[0] if mine else None
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
+        if is_feed and writer.withheld:
+            logger.warning(
+                "%s: what was deleted from %s before version %s may still be in it, since the last "
+                "snapshot could not read another source of it; %s",
+                job.target,
+                table,
+                writer.version,
+                RECOVER,
+            )
     at = position.find(
         spark, writer, source=job.source, target=job.target, checkpoint=job.checkpoint
     )
@@ -57,6 +69,7 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             job.writer,
             query=query_id(),
             version=None if at.starting_version is None else at.starting_version - 1,
+            withheld=writer is not None and writer.withheld,
         )
         since = job.target_version
         recorder.batches.guard = writers.guard(spark, job.target, job.source, found, since=since)

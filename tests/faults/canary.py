@@ -274,10 +274,10 @@ def _appended(canary: Canary, driver: Driver) -> None:
     canary.fails("append of changes", answer, "TableError", "rows in it were changed or deleted")
     # Of the commit that is in its way Delta says by what it was done: of this one, by a text.
     by_text = canary.plant("by_text")
-    job = canary.settings(by_text, "by_text")
-    canary.succeeds("append before a deletion", driver.run(job), rows_in=ROWS)
+    deleted = canary.settings(by_text, "by_text")
+    canary.succeeds("append before a deletion", driver.run(deleted), rows_in=ROWS)
     spark.sql(f"DELETE FROM delta.`{by_text}` WHERE text = '{CANARY} 7'")
-    answer = driver.run(job)
+    answer = driver.run(deleted)
     canary.fails("append of a deletion", answer, "TableError", "rows in it were changed or deleted")
     spark.sql(f"INSERT INTO delta.`{source}` SELECT * FROM delta.`{source}` WHERE id < 5")
     answer = driver.run(canary.settings(source, "doubles", source={"max_files": 99}))

@@ -72,8 +72,8 @@ def find(
         raise TableError(f"{source.table}: was made anew since {target} was written; {RECOVER}")
     if writer is not None and writer.snapshot is not None:
         raise TableError(
-            f"{target}: a snapshot of {source.table} was begun and has not ended, or could not "
-            f"tell which rows are to go; if it is not at work, {RECOVER}"
+            f"{target}: a snapshot of {source.table} was begun and has not ended; if it is not at "
+            f"work, {RECOVER}"
         )
     start = None if writer is None or writer.version is None else writer.version + 1
     folder = f"{checkpoint}/stream-{source.id[:8]}" + ("" if start is None else f"-{start}")

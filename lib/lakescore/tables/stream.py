@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from lakescore.tables.folders import lines
@@ -15,21 +16,36 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 
-_LOGGER = "org.apache.spark.sql.execution.streaming"
+_STREAMING = "org.apache.spark.sql.execution.streaming"
+# Of Spark up to 4.0, and of later ones.
+_LOGGERS = tuple(f"{_STREAMING}.{each}MicroBatchExecution" for each in ("", "runtime."))
+_LOCK = Lock()
+_unlogged = 0
 
 
 @contextmanager
 def unlogged(spark: "SparkSession") -> Iterator[None]:
-    """Let Spark not log why a stream ends: it may quote a text, as of a DELETE in the source."""
+    """Let Spark not log why a stream ends: it may quote a text, as of a DELETE in the source.
+
+    That is so until the last of this process's streams that are at work at once has ended.
+    """
+    global _unlogged
     jvm: Any = spark._jvm
     log4j = jvm.org.apache.logging.log4j
-    level = log4j.LogManager.getLogger(_LOGGER).getLevel()
     set_level = log4j.core.config.Configurator.setLevel
-    set_level(_LOGGER, log4j.Level.OFF)
+    with _LOCK:
+        _unlogged += 1
+        for name in _LOGGERS:
+            set_level(name, log4j.Level.OFF)
     try:
         yield
     finally:
-        set_level(_LOGGER, level)
+        with _LOCK:
+            _unlogged -= 1
+            if not _unlogged:
+                level = log4j.LogManager.getLogger(_STREAMING).getLevel()
+                for name in _LOGGERS:
+                    set_level(name, level)
 
 
 def read_stream(

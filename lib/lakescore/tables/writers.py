@@ -42,6 +42,7 @@ class Writer:
 
     `query` is the id of the streaming query that appends or merges; None after a snapshot, whose
     source was read wholly at `version`. `snapshot` is the run of one that has begun and not ended.
+    `withheld` says that the last one could not tell which rows of the target are to go.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Writer:
     query: str | None = None
     version: int | None = None
     snapshot: str | None = None
+    withheld: bool = False
 
 
 def find(spark: "SparkSession", table: str) -> list[Writer]:
@@ -255,9 +257,10 @@ def was_written(
 
 def _commits(spark: "SparkSession", table: str, since: int) -> "list[Row]":
     """Return what the history of a table says of its commits after version `since`."""
-    for limit in (_FEW, None):
+    limit = _FEW
+    while True:
         found = history(spark, table, limit).select("version", "operation", "userMetadata")
         rows = found.collect()
-        if any(row.version <= since for row in rows):
-            break
-    return [row for row in rows if row.version > since]
+        if len(rows) < limit or any(row.version <= since for row in rows):
+            return [row for row in rows if row.version > since]
+        limit *= 10
