@@ -32,20 +32,21 @@ def unlogged(spark: "SparkSession") -> Iterator[None]:
     global _unlogged
     jvm: Any = spark._jvm
     log4j = jvm.org.apache.logging.log4j
-    set_level = log4j.core.config.Configurator.setLevel
     with _LOCK:
         _unlogged += 1
         for name in _LOGGERS:
-            set_level(name, log4j.Level.OFF)
+            log4j.core.config.Configurator.setLevel(name, log4j.Level.OFF)
     try:
         yield
     finally:
         with _LOCK:
             _unlogged -= 1
             if not _unlogged:
-                level = log4j.LogManager.getLogger(_STREAMING).getLevel()
+                # Not by a level, with which a logger says more than Spark's shell lets others.
+                context = log4j.LogManager.getContext(False)
                 for name in _LOGGERS:
-                    set_level(name, level)
+                    context.getConfiguration().removeLogger(name)
+                context.updateLoggers()
 
 
 def read_stream(
