@@ -68,8 +68,9 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         except writers.UnreadError as error:
             unread.append(error)
     is_withheld = bool(unread) and not todo.where(is_gone).isEmpty()
-    if is_withheld:
+    if unread:
         todo = todo.where(~is_gone)
+    if is_withheld:
         for each in unread:
             logger.warning("%s; what was deleted from %s stays in it meanwhile", each, table)
 

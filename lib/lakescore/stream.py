@@ -32,9 +32,9 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     writer = mine[0] if mine else None
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
-        if is_feed and writer.withheld:
+        if writer.withheld:
             logger.warning(
-                "%s: what was deleted from %s before version %s may still be in it, since the last "
+                "%s: what was deleted from %s up to version %s may still be in it, since the last "
                 "snapshot could not read another source of it; %s",
                 job.target,
                 table,

@@ -198,7 +198,7 @@ def test_what_a_snapshot_could_not_remove_is_not_forgotten_by_the_stream_after_i
     for rows_in in (1, 0):
         caplog.clear()
         assert run(following).rows_in == rows_in
-        assert re.search(rf"before version \d may still be in it, .*{ONE_SNAPSHOT}", caplog.text)
+        assert re.search(rf"up to version \d may still be in it, .*{ONE_SNAPSHOT}", caplog.text)
     shutil.move(f"{source}_away", other["source"]["table"])
     assert run(follow(following, "snapshot")).rows_deleted == 1
     caplog.clear()
