@@ -78,7 +78,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     begun = replace(job.writer, snapshot=recorder.run.id)
 
     def guard(writer: writers.Writer | None) -> Callable[[], None]:
-        return writers.guard(spark, job.target, job.source, writer, since=seen, alone=is_overwrite)
+        return writers.guard(spark, job.target, job.source, writer, alone=is_overwrite)
 
     recorder.batches.guard = guard(begun)
 
@@ -87,12 +87,12 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
 
         def unchanged() -> None:
             is_free()
-            if before and writers.was_written(
+            if (before or not is_first) and writers.was_changed(
                 spark, job.target, before, since=seen, registered=is_first
             ):
                 raise BusyError(
-                    f"{job.target}: another run of this job wrote to it while {table} was "
-                    "compared with it; run it again"
+                    f"{job.target}: another run of this job wrote to it, or it was restored, while "
+                    f"{table} was compared with it; run it again"
                 )
 
         writers.register(spark, job.target, writer, before=mine, guard=unchanged)

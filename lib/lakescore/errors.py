@@ -47,10 +47,7 @@ class BudgetError(LakescoreError):
 
 
 class BusyError(LakescoreError):
-    """Raised where another run of the same job was faster; what this one did is dropped.
-
-    Or where the target was restored meanwhile: either way another run goes on.
-    """
+    """Raised where another run of the same job was faster; what this one did is dropped."""
 
 
 class DataError(LakescoreError):

@@ -256,7 +256,7 @@ class MicroBatches:
         if self.before_first_write is not None:
             self.before_first_write()
             self.before_first_write = None
-        note = {"run_id": self._run.id, **vars(counts)}
+        note = {"run_id": self._run.id, "since": job.target_version, **vars(counts)}
         if self.rows_read is not None:
             self.rows_read += counts.rows
             note["rows_read"] = self.rows_read

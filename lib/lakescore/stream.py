@@ -71,10 +71,9 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
             version=None if at.starting_version is None else at.starting_version - 1,
             withheld=writer is not None and writer.withheld,
         )
-        since = job.target_version
-        recorder.batches.guard = writers.guard(spark, job.target, job.source, found, since=since)
+        recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
         if found != writer:
-            free = writers.guard(spark, job.target, job.source, writer, found, since=since)
+            free = writers.guard(spark, job.target, job.source, writer, found)
             writers.register(spark, job.target, found, before=mine, guard=free)
 
     recorder.batches.before_first_write = register

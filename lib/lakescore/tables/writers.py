@@ -172,30 +172,14 @@ def register(
 
 
 def guard(
-    spark: "SparkSession",
-    table: str,
-    source: Source,
-    *writers: Writer | None,
-    since: int,
-    alone: bool = False,
+    spark: "SparkSession", table: str, source: Source, *writers: Writer | None, alone: bool = False
 ) -> Callable[[], None]:
     """Return a check that a target has recorded one of some writers of a source, and no other.
 
-    Nor was it restored or replaced by a clone after version `since`, which nobody could tell any
-    more once this run has written to it again. With `alone` no other source may have a writer
-    either. The check raises `BusyError`.
+    With `alone` no other source may have a writer either. The check raises `BusyError`.
     """
-    seen = since
 
     def check() -> None:
-        nonlocal seen
-        new = _commits(spark, table, seen)
-        if any(row.operation in _PUT_BACK for row in new):
-            raise BusyError(
-                f"{table}: was restored, or replaced by a clone, while this run was at work; run "
-                "it again"
-            )
-        seen = max([seen, *(row.version for row in new)])
         found = find(spark, table)
         if alone and others(spark, found, source):
             raise BusyError(f"{table}: another job has begun to write to it; run it again")
@@ -215,7 +199,7 @@ class Trace:
     Attributes:
         number: the micro-batch that it committed last; None where it has committed none.
         is_restored: whether the target was restored to an older version, or replaced by a clone,
-            since then or since the stream was recorded.
+            since then, since the stream was recorded, or while the run of that commit was at work.
         rows_read: how many rows of the source it had read by then, if that was known.
     """
 
@@ -227,12 +211,13 @@ class Trace:
 def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trace:
     """Return what the history of a target says of a streaming query over a source."""
     for limit in (_FEW, None):  # the last commits tell it, but for a target of many writers
-        commits = history(spark, table, limit)
-        rows = commits.select("version", "operation", "userMetadata").collect()
+        rows = _history(spark, table, limit)
         is_restored = False
         for row in sorted(rows, key=lambda row: row.version, reverse=True):
             note = note_of(row.userMetadata)
             if note.get("app") == app_of(query):
+                during = _commits(spark, table, note.get("since", row.version), among=rows)
+                is_restored |= any(each.operation in _PUT_BACK for each in during)
                 return Trace(note["number"], is_restored, note.get("rows_read"))
             if note.get("source") == source.id:
                 return Trace(None, is_restored)
@@ -240,27 +225,38 @@ def trace(spark: "SparkSession", table: str, query: str, source: Source) -> Trac
     return Trace(None, is_restored)
 
 
-def was_written(
-    spark: "SparkSession", table: str, writer: Writer, *, since: int, registered: bool
+def was_changed(
+    spark: "SparkSession", table: str, writer: Writer | None, *, since: int, registered: bool
 ) -> bool:
-    """Tell whether a job has written rows to a target after version `since`.
+    """Tell whether a job has written rows to a target after version `since`, or it was restored.
 
-    With `registered`, or was recorded in it anew.
+    With `registered`, or the job was recorded in it anew.
     """
-    apps = [app_of(each) for each in (writer.query, writer.snapshot) if each is not None]
-    notes = [note_of(row.userMetadata) for row in _commits(spark, table, since)]
-    return any(
-        each.get("app") in apps or (registered and each.get("source") == writer.id)
+    apps = [app_of(each) for each in (writer.query, writer.snapshot) if each] if writer else []
+    commits = _commits(spark, table, since)
+    notes = [note_of(row.userMetadata) for row in commits]
+    return any(row.operation in _PUT_BACK for row in commits) or any(
+        each.get("app") in apps
+        or (registered and writer is not None and each.get("source") == writer.id)
         for each in notes
     )
 
 
-def _commits(spark: "SparkSession", table: str, since: int) -> "list[Row]":
-    """Return what the history of a table says of its commits after version `since`."""
-    limit = _FEW
-    while True:
-        found = history(spark, table, limit).select("version", "operation", "userMetadata")
-        rows = found.collect()
-        if len(rows) < limit or any(row.version <= since for row in rows):
-            return [row for row in rows if row.version > since]
+def _commits(
+    spark: "SparkSession", table: str, since: int, *, among: "Sequence[Row]" = ()
+) -> "list[Row]":
+    """Return what the history of a table says of its commits after version `since`.
+
+    `among` is the latest of it, as far as that was read.
+    """
+    rows, limit = list(among), _FEW
+    while not any(row.version <= since for row in rows):
+        rows = _history(spark, table, limit)
+        if len(rows) < limit:
+            break
         limit *= 10
+    return [row for row in rows if row.version > since]
+
+
+def _history(spark: "SparkSession", table: str, limit: int | None) -> "list[Row]":
+    return history(spark, table, limit).select("version", "operation", "userMetadata").collect()
