@@ -30,7 +30,7 @@ IntArray = npt.NDArray[np.int64]
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 65_536}
 MAX_ROWS = 4096
 UNLIMITED = 1_000_000
-_IMPORTING = Lock()
+_IMPORTING, _MAKING = Lock(), Lock()
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +69,21 @@ def import_transformers() -> Any:
 
 
 @contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Let transformers 5 load a model without a bar on the terminal."""
+def making_a_model() -> Iterator[None]:
+    """Let transformers make a model, in one thread at a time, without a bar on the terminal.
+
+    Meanwhile it changes how torch makes layers, for all threads: with two at once that stays so.
+    """
     from transformers.utils import logging as bars
 
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
+    with _MAKING:
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                bars.enable_progress_bar()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -144,7 +148,7 @@ class Encoder:
         auto = transformers.AutoModelForSequenceClassification
         if _is_token_model(config):
             auto = transformers.AutoModelForTokenClassification
-        with no_progress_bar():
+        with making_a_model():
             model, info = auto.from_pretrained(
                 str(self._folder),
                 config=config,

@@ -1,6 +1,7 @@
 """The scorer over tiny models: every row accounted for, whatever the text and the memory."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,13 @@ def test_a_model_on_a_cpu_sees_few_shapes_none_longer_than_its_limit(tmp_path: P
     assert max(widths) == 45
     assert widths <= {*range(2, 33, 2), 36, 40, 44, 45}
     assert all(rows == 256 // width or rows.bit_count() == 1 for rows, width in shapes)
+
+
+def test_models_may_be_loaded_by_several_threads_at_once(entity_model: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        loads = [
+            threads.submit(Encoder, entity_model, device="cpu", dtype="float32") for _ in range(24)
+        ]
+        encoders = [each.result() for each in loads]
+    assert not any(each.is_meta for encoder in encoders for each in encoder.model.parameters())
+    assert not torch.nn.Linear(2, 2).weight.is_meta  # as transformers has it for a while

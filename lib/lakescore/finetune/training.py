@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lakescore.config import TaskName
 from lakescore.device import resolve_dtype
-from lakescore.encoder import no_progress_bar
+from lakescore.encoder import making_a_model
 from lakescore.errors import ConfigError, ModelError
 from lakescore.finetune.examples import IGNORED, Example, batches, pad
 
@@ -78,7 +78,7 @@ def load_model(
     if task == "sentiment":
         auto = AutoModelForSequenceClassification
         config.problem_type = "single_label_classification"
-    with no_progress_bar():
+    with making_a_model():
         model = auto.from_pretrained(
             str(folder),
             config=config,

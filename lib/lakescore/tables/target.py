@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LOOKS = 50
 _LIMITED = "__CHAR_VARCHAR_TYPE_STRING"
 # What Delta keeps the least and the greatest value of, and clusters by; of others, as booleans and
 # strings with a collation, it refuses to.
@@ -53,6 +55,10 @@ def prepare(
             raise TableError(f"{table}: is inside another table's log; name a folder of its own")
         with alone(spark, table, wait=True):
             _create(spark, table, schema, key=key, text=text, constraints=constraints)
+        for _ in range(_LOOKS):  # Delta may have for a moment the log that another thread saw empty
+            if exists(spark, table):
+                break
+            time.sleep(0.1)
     there = load(spark, table).schema
     missing = _check_columns(there, schema, table, evolve=evolve)
     if missing:
