@@ -232,15 +232,17 @@ def _listens(port: int) -> bool:
 _STOPPED: list[Any] = []
 
 
-@pytest.fixture
-def connect(
-    connect_server: ConnectServer, monkeypatch: pytest.MonkeyPatch
-) -> Iterator["SparkSession"]:
-    """A session of a Connect server, for which pyspark's functions make columns meanwhile."""
+@pytest.fixture(scope="module")
+def connect(connect_server: ConnectServer) -> Iterator["SparkSession"]:
+    """A session of a Connect server, for which pyspark's functions make columns meanwhile.
+
+    Each has Python workers of its own, which read torch and transformers anew.
+    """
     from pyspark.sql.connect.session import SparkSession
 
-    monkeypatch.setenv("SPARK_CONNECT_MODE_ENABLED", "1")
-    session: Any = SparkSession.builder.remote(connect_server.url).create()
-    yield session
-    session.stop()
-    _STOPPED.append(session)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_CONNECT_MODE_ENABLED", "1")
+        session: Any = SparkSession.builder.remote(connect_server.url).create()
+        yield session
+        session.stop()
+        _STOPPED.append(session)

@@ -108,10 +108,13 @@ def test_a_table_of_the_catalog_is_overwritten(
     scored = connect.table("scored_words")
     scored.write.format("delta").partitionBy("n_tokens").saveAsTable("divided_words")
     connect.sql("DELETE FROM words WHERE text IS NULL")  # with them a partition goes
-    connect.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
     kept = [row[0] for row in ROWS if row[1] is not None]
     settings["target"]["table"] = "divided_words"
-    assert run(connect, settings).rows_in == len(kept)
+    connect.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
+    try:
+        assert run(connect, settings).rows_in == len(kept)
+    finally:
+        connect.conf.unset("spark.sql.sources.partitionOverwriteMode")
     assert sorted(row.id for row in connect.table("divided_words").collect()) == kept
 
 

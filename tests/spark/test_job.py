@@ -131,8 +131,6 @@ def test_a_table_in_the_catalog_is_named_by_its_name(
     assert run(named).rows_in == 60
     assert spark.table("scored").count() == 60
     spark.sql("drop table scored")
-    assert run(named).rows_in == 60
-    spark.sql("drop table scored")
     spark.sql("drop table messages")
 
 
