@@ -95,8 +95,8 @@ def find(
     if seen.number is None:
         has_ended = bool(lines(spark, f"{folder}/commits"))
         # A stream is recorded before its first commit: where it has ended a micro-batch and has no
-        # record, a restore has undone both.
-        is_restored |= known is None and has_ended
+        # record, a restore has undone both; where it has ended none, a restore has undone nothing.
+        is_restored = (is_restored and writer is not None) or (known is None and has_ended)
         last = None if has_ended else seen
     else:
         # Of files that were put back the history tells nothing, but it lacks what came after them.

@@ -251,10 +251,11 @@ def _commits(
     """
     rows, limit = list(among), _FEW
     while not any(row.version <= since for row in rows):
+        if rows:  # others may commit meanwhile
+            limit = max(row.version for row in rows) - since + 1
         rows = _history(spark, table, limit)
         if len(rows) < limit:
             break
-        limit *= 10
     return [row for row in rows if row.version > since]
 
 
