@@ -30,7 +30,7 @@ IntArray = npt.NDArray[np.int64]
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 65_536}
 MAX_ROWS = 4096
 UNLIMITED = 1_000_000
-_IMPORTING, _MAKING = Lock(), Lock()
+_TRANSFORMERS = Lock()  # it may be imported, and make a model, in one thread at a time
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def import_transformers() -> Any:
 
     Jobs that are threads of one driver begin at once; all but one would get what it was before.
     """
-    with _IMPORTING:
+    with _TRANSFORMERS:
         import transformers
     return transformers
 
@@ -76,7 +76,7 @@ def making_a_model() -> Iterator[None]:
     """
     from transformers.utils import logging as bars
 
-    with _MAKING:
+    with _TRANSFORMERS:
         shown = bars.is_progress_bar_enabled()
         bars.disable_progress_bar()
         try:

@@ -33,9 +33,9 @@ def unlogged(spark: "SparkSession") -> Iterator[None]:
     jvm: Any = spark._jvm
     log4j = jvm.org.apache.logging.log4j
     with _LOCK:
-        _unlogged += 1
         for name in _LOGGERS:
             log4j.core.config.Configurator.setLevel(name, log4j.Level.OFF)
+        _unlogged += 1
     try:
         yield
     finally:
