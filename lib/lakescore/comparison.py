@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
-from lakescore.microbatch import Job
+from lakescore.opening import Job
 from lakescore.places import STREAM_STAGES
 from lakescore.run import Recorder
 from lakescore.tables import changes, load, names, position, remove, source, stream, writers
@@ -14,7 +14,7 @@ from lakescore.tables.changes import CHANGE
 from lakescore.todo import score_steps
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     if before is not None:
         position.check_writer(before, job.writer, job.target)
     others = [each for each in known if each not in mine]
+    position.check_others(others, job.writer, job.target)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
@@ -58,22 +59,7 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
         versions=job.plan.versions,
         with_deletes=True,
     )
-    is_gone = F.col(CHANGE) == changes.DELETE
-    unread: list[writers.UnreadError] = []
-    for other in others:
-        try:
-            todo = writers.without_keys_of(
-                spark, todo, other, job.source, table=job.target, key=job.key
-            )
-        except writers.UnreadError as error:
-            unread.append(error)
-    is_withheld = bool(unread) and not todo.where(is_gone).isEmpty()
-    if unread:
-        todo = todo.where(~is_gone)
-    if is_withheld:
-        for each in unread:
-            logger.warning("%s; what was deleted from %s stays in it meanwhile", each, table)
-
+    todo, is_withheld = _without_others(spark, todo, others, job)
     done = replace(job.writer, version=version, withheld=is_withheld)
     begun = replace(job.writer, snapshot=recorder.run.id)
 
@@ -101,12 +87,13 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     if not is_overwrite:
         score_steps(spark, job, recorder, todo, max_bytes=job.config.source.max_bytes)
     else:
+        is_gone = F.col(CHANGE) == changes.DELETE
         found = todo.agg(F.count(F.lit(1)), F.count_if(is_gone)).head()
         assert found is not None  # an aggregate without groups has one row
         if found[0]:
-            recorder.batches.rows_left = found[1]
+            recorder.batches.rows_leaving = found[1]
             score_steps(spark, job, recorder, prepared, max_bytes=2**63)
-    last = begun if recorder.batches.before_first_write is None else before
+    last = begun if recorder.batches.has_written else before
     if last != done:
         register(done, in_place_of=last)
     else:
@@ -114,3 +101,32 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     # The stream begins anew, in a folder of its own.
     remove(spark, f"{job.checkpoint}/{STREAM_STAGES}")
     position.remove_streams(spark, job.checkpoint, job.source)
+
+
+def _without_others(
+    spark: "SparkSession", todo: "DataFrame", others: list[writers.Writer], job: Job
+) -> tuple["DataFrame", bool]:
+    """Return what differs without rows of other sources, and whether deletions were left out.
+
+    That is where another source cannot be read: what is not in this one may be of that one.
+    """
+    from pyspark.sql import functions as F
+
+    unread: list[writers.UnreadError] = []
+    for other in others:
+        try:
+            todo = writers.without_keys_of(
+                spark, todo, other, job.source, table=job.target, key=job.key
+            )
+        except writers.UnreadError as error:
+            unread.append(error)
+    if not unread:
+        return todo, False
+    is_gone = F.col(CHANGE) == changes.DELETE
+    is_withheld = not todo.where(is_gone).isEmpty()
+    if is_withheld:
+        for each in unread:
+            logger.warning(
+                "%s; what was deleted from %s stays in it meanwhile", each, job.source.table
+            )
+    return todo.where(~is_gone), is_withheld

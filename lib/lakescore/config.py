@@ -218,7 +218,8 @@ class MlflowConfig(Strict):
 
     tracking_uri: Name | None = None
     """MLflow's store. If not given, the workspace on Databricks; elsewhere `MLFLOW_TRACKING_URI`,
-    or else `sqlite:///mlflow.db` in the folder at hand."""
+    or else from the command line `sqlite:///mlflow.db` in the folder at hand, from Python MLflow's
+    own setting."""
     registry_uri: Name | None = None
     """The model registry; MLflow's own setting if not given."""
     experiment: Name | None = None

@@ -100,7 +100,10 @@ def slots_of(spark: "SparkSession") -> int:
 
 
 def spread(df: "DataFrame", partitions: int | None) -> "DataFrame":
-    """Divide rows over all the tasks that can run at once: one small file would be one task."""
+    """Divide rows into `partitions`, or some for each task that can run at once.
+
+    One small file would be one task.
+    """
     return df.repartition(partitions or slots_of(df.sparkSession) * PARTITIONS_PER_SLOT)
 
 

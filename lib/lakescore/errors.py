@@ -39,7 +39,7 @@ class TableError(LakescoreError):
 
 
 class RefusedRowsError(TableError):
-    """Raised where rows cannot be written: keys that are null or double, or a constraint."""
+    """Raised where rows cannot be written: null or double keys, keys of others, a constraint."""
 
 
 class BudgetError(LakescoreError):
@@ -47,7 +47,7 @@ class BudgetError(LakescoreError):
 
 
 class BusyError(LakescoreError):
-    """Raised where another run of the same job was faster; what this one did is dropped."""
+    """Raised where another run of the job is at work, or was faster; this one goes no further."""
 
 
 class DataError(LakescoreError):

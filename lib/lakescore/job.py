@@ -10,10 +10,10 @@ from lakescore.comparison import score_snapshot
 from lakescore.config import JobConfig, check_output
 from lakescore.distribute import is_connect
 from lakescore.errors import LakescoreError, SetupError
-from lakescore.microbatch import Job
+from lakescore.opening import Job, opened
 from lakescore.places import STREAM_STAGES
 from lakescore.progress import Progress, quiet
-from lakescore.run import Recorder, RunSummary, opened, recorded, summary_of
+from lakescore.run import Recorder, RunSummary, recorded, summary_of
 from lakescore.stream import score_stream
 from lakescore.tables import commits, source
 
@@ -42,7 +42,7 @@ def score_table(
         TableError: the source is missing, changed otherwise than the job allows, or does not fit
             the target; or a table cannot be read or written.
     """
-    if config.report is not None:  # else a long run would end in that error
+    if config.report is not None:  # now, and not after hours of scoring
         check_output(Path(config.report))
     is_snapshot = config.source.changes == "snapshot"
     if not is_snapshot and is_connect(spark):
@@ -78,7 +78,8 @@ def explained(job: Job) -> Iterator[None]:
     except LakescoreError:
         raise
     except Exception as error:  # Spark's, Delta's, and Java's own
-        known: LakescoreError | None = commits.write_error(job.checkpoint, error)
+        known: LakescoreError | None = source.unreadable(error, job.source)
+        known = known or commits.write_error(job.checkpoint, error)
         known = known or source.read_error(str(error), job.source, job.target, job.location)
         if known is None:
             raise

@@ -15,7 +15,7 @@ ROWS, SCORED, TOKENS = "rows", "rows_scored", "tokens"
 _SCORE_SUMS = ("entities_score_sum", "sentiment_score_sum")  # recorded as means
 
 
-def observations(tasks: list[Task]) -> "list[Column]":
+def sums(tasks: list[Task]) -> "list[Column]":
     """Return aggregates over the scored rows, all of them sums: of counts, and of scores.
 
     Their names are MLflow's, where a slash makes a group: `errors/<code>`, `entities/<type>`,
@@ -24,20 +24,20 @@ def observations(tasks: list[Task]) -> "list[Column]":
     from pyspark.sql import functions as F
 
     error = F.col("error.code")
-    sums = {
+    found = {
         ROWS: F.count(F.lit(1)),
         SCORED: F.count_if(F.col("error").isNull()),
         TOKENS: F.sum("n_tokens"),
     }
-    sums |= {f"errors/{code}": F.count_if(error == F.lit(code)) for code in ErrorCode}
+    found |= {f"errors/{code}": F.count_if(error == F.lit(code)) for code in ErrorCode}
     for task in tasks:
         if isinstance(task, Entities):
-            sums |= _entity_sums(task)
+            found |= _entity_sums(task)
         elif isinstance(task, Sentiment):
-            sums |= _sentiment_sums(task)
+            found |= _sentiment_sums(task)
         else:
             raise AssertionError(f"{task.name}: nothing says what to count of it")
-    return [F.coalesce(value, F.lit(0)).cast("double").alias(name) for name, value in sums.items()]
+    return [F.coalesce(value, F.lit(0)).cast("double").alias(name) for name, value in found.items()]
 
 
 def _entity_sums(task: Entities) -> "dict[str, Column]":

@@ -1,91 +1,38 @@
 """A micro-batch from its rows to one commit of the target: staged, counted, checked, written."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lakescore import metrics, tracking
-from lakescore.config import JobConfig, Write
+from lakescore.config import Write
 from lakescore.distribute import spread
 from lakescore.errors import BudgetError, RefusedRowsError
 from lakescore.failpoints import reached
-from lakescore.frame import RUN_COLUMNS, score_with
+from lakescore.frame import score_with
 from lakescore.metrics import Totals
-from lakescore.plan import Plan
+from lakescore.opening import Job
 from lakescore.tables import commits, names, remove, source, stage, writing
 from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT
 from lakescore.tables.constraints import check_constraints
 from lakescore.tables.names import quoted
-from lakescore.tables.writers import Writer
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row, SparkSession
-    from pyspark.sql.types import StructType
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a run works on: a configuration whose tables and models were found and checked.
+class Expected(NamedTuple):
+    """How many rows a run has before it, if that is known.
 
     Attributes:
-        config: the settings.
-        source: the table that is read.
-        target: the table that is written.
-        target_version: its version before the run.
-        location: the folder of its files, with its scheme.
-        dropped: its columns that scoring would make false: of tasks that the job has not, and of
-            the text if the job does not carry it.
-        is_shared: whether it has rows of another source, too.
-        checkpoint: the folder of what the job remembers.
-        plan: the models.
-        carried: the columns of the source that the target has, the key first.
-        schema: the target's.
+        ahead: those from this micro-batch on.
+        read: those that a stream has read of its source before; the target's history keeps it.
     """
 
-    config: JobConfig
-    source: source.Source
-    target: str
-    target_version: int
-    location: str
-    dropped: tuple[str, ...]
-    is_shared: bool
-    checkpoint: str
-    plan: Plan
-    carried: tuple[str, ...]
-    schema: "StructType"
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The columns that identify a row."""
-        return self.config.source.key
-
-    @property
-    def results(self) -> tuple[str, ...]:
-        """The columns that scoring makes, with those of the run."""
-        return (*(name for name, _ in self.plan.result_columns), *RUN_COLUMNS)
-
-    @property
-    def writer(self) -> Writer:
-        """What the target is to record of the job, in each of its modes with more."""
-        at, text = names.place(self.source.table), self.config.source.text
-        return Writer(source=at, id=self.source.id, key=self.key, text=text)
-
-    @property
-    def digest(self) -> str:
-        """Tell runs that score alike, and into the same columns, from others."""
-        told = [
-            self.plan.fingerprints,
-            self.config.tasks.model_dump(),
-            self.config.encoding.model_dump(),
-            [each.jsonValue() for each in self.schema],
-            [self.key, self.config.source.text, self.config.source.changes],
-        ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    ahead: int
+    read: int | None = None
 
 
 class MicroBatches:
@@ -93,6 +40,16 @@ class MicroBatches:
 
     A micro-batch counts once the next one begins, or the run ends: until then Spark has not
     written down that it is done, and another run may do it again.
+
+    Attributes:
+        job: what the run works on.
+        totals: what was committed, and counts.
+        before_first_write: is called once, when all that could refuse rows has been passed.
+        has_written: whether it was.
+        guard: is called before each attempt to commit: it raises where this run is not to write
+            any more.
+        rows_expected: how many rows the run has before it, once that is known.
+        rows_leaving: how many rows leave the target with an overwrite, of which they are no part.
     """
 
     def __init__(
@@ -108,19 +65,16 @@ class MicroBatches:
     ) -> None:
         """Work for `run`; what is scored and not committed yet is in the folder `stages`.
 
-        `budget` is the share of rows that may fail. `before_first_write` is called once, when all
-        that could refuse rows has been passed, and `guard` before each attempt to commit: it
-        raises where this run is not to write any more. `rows_read` is how many rows of the source
-        a stream has read before, where that is known: the target's history keeps it. `rows_left`
-        is how many rows leave the target with an overwrite, of which they are no part.
+        `budget` is the share of rows that may fail, and `rows_done` counts rows as they are scored.
         """
         self.job = job
         self.totals = Totals()
-        self.before_first_write: Callable[[], None] | None = None
+        self.before_first_write: Callable[[], None] = lambda: None
+        self.has_written = False
         self.guard: Callable[[], None] = lambda: None
         self.rows_expected: int | None = None
-        self.rows_read: int | None = None
-        self.rows_left = 0
+        self.rows_leaving = 0
+        self._rows_read: int | None = None
         self._run = run
         self._now = now
         self._how = how
@@ -142,7 +96,7 @@ class MicroBatches:
         app: str,
         number: int,
         *,
-        expected: Callable[[], int | None],
+        expected: Callable[[], Expected | None],
     ) -> None:
         """Score rows and commit them to the target, unless a run before has done so.
 
@@ -150,7 +104,7 @@ class MicroBatches:
             rows: the target's carried columns, `HASH`, `CHANGE`, and the text.
             app: the application that numbers its micro-batches.
             number: the micro-batch's, from 0 on.
-            expected: counts the rows from this micro-batch on, or None where that cannot be known.
+            expected: counts the run's rows, or returns None where that cannot be known.
 
         Raises:
             BudgetError: more rows failed than the job allows; nothing was written.
@@ -173,8 +127,9 @@ class MicroBatches:
                 remove(spark, folder)
             self._stage(rows, folder)
         reached("batch_staged")
-        if self.rows_expected is None and (ahead := expected()) is not None:
-            self.rows_expected = self.totals.rows + ahead
+        if self.rows_expected is None and (known := expected()) is not None:
+            self.rows_expected = self.totals.rows + known.ahead
+            self._rows_read = known.read
         try:
             with stage.kept(spark, folder):
                 self._write(names.load(spark, folder), transaction)
@@ -228,10 +183,11 @@ class MicroBatches:
         job = self.job
         ranged = writing.ranged(job.schema, job.key, job.config.source.text)
         groups = self._count(staged, ranged)
+        rows_of = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}
         counts = Totals(
             _summed([row for row in groups if row[CHANGE] not in (DELETE, REFRESH)]),
-            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == REFRESH),
-            sum(int(row[metrics.ROWS]) for row in groups if row[CHANGE] == DELETE) + self.rows_left,
+            refreshed=rows_of.get(REFRESH, 0),
+            deleted=rows_of.get(DELETE, 0) + self.rows_leaving,
         )
         if counts.rows != counts.scored + sum(counts.failed.values()):
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
@@ -249,17 +205,17 @@ class MicroBatches:
             key=job.key,
             ranges=of_keys,
             results=job.results,
-            dropped=job.dropped,
+            outdated=job.outdated,
         )
         self._check_budget(counts)
         reached("batch_checked")
-        if self.before_first_write is not None:
+        if not self.has_written:
             self.before_first_write()
-            self.before_first_write = None
+            self.has_written = True
         note = {"run_id": self._run.id, "since": job.target_version, **vars(counts)}
-        if self.rows_read is not None:
-            self.rows_read += counts.rows
-            note["rows_read"] = self.rows_read
+        if self._rows_read is not None:
+            self._rows_read += counts.rows
+            note["rows_read"] = self._rows_read
         writing.write(
             staged,
             job.target,
@@ -269,7 +225,7 @@ class MicroBatches:
             key=job.key,
             ranges=of_keys,
             results=job.results,
-            dropped=job.dropped,
+            outdated=job.outdated,
             guard=self.guard,
         )
         self._pending = counts
@@ -292,7 +248,7 @@ class MicroBatches:
 
     @cached_property
     def _sums(self) -> list["Column"]:
-        return metrics.observations([each.task for each in self.job.plan.tasks])
+        return metrics.sums([each.task for each in self.job.plan.tasks])
 
     def _check_keys(self, staged: "DataFrame", groups: list["Row"]) -> None:
         """Check that every key is there, and once.

@@ -1,13 +1,23 @@
-"""Where a job's tables are, and the folder in which it remembers what it has done."""
+"""Where a job's tables are, and the folder in which it remembers what it has done.
+
+A checkpoint is laid out so; each target in it has a folder named by the first letters of its id:
+
+    lock                                 held by the run at work, on a disk of one's own
+    <target>/stream-<source>[-<version>] Spark's own checkpoint of a stream
+    <target>/stage-stream/<batch>        what a stream has scored and not committed yet
+    <target>/todo/<run>/rows, steps      what a snapshot, retry or rescore has to score
+    <target>/todo/<run>/stage/<batch>    what it has scored and not committed yet
+"""
 
 import os
+import re
 
 from lakescore.config import JobConfig
 from lakescore.errors import ConfigError, TableError
 from lakescore.tables import names
 
-# In the checkpoint: what a stream has scored and not committed yet.
 STREAM_STAGES = "stage-stream"
+TODO = "todo"
 
 
 def job_tables(config: JobConfig) -> tuple[str, str]:
@@ -21,7 +31,7 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
     if at is None:
         raise ConfigError("'source.table' is missing; name the Delta table to score")
     for table in (at, to):
-        # What is asked of a path (what lies in it, who is at work on it) would not be asked of it.
+        # Else what is checked of paths (the lock, that none lies in another) would not be of this.
         if table is not None and (path := names.path_in(table)) is not None:
             raise TableError(f"{table}: is a path in the form of a name; write the path: {path}")
     if not config.source.key:
@@ -30,7 +40,7 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
         raise ConfigError(f"'target.table' is {to}, the source; name another table")
     if to is None:
         raise ConfigError("'target.table' is missing; name the Delta table to write")
-    if names.is_path(to) and _is_inside(to, at, but=".."):
+    if names.is_path(to) and _is_inside(to, at):
         raise ConfigError(
             f"'target.table' is {to}, in the source {at}, where VACUUM removes it; name a folder "
             "beside it"
@@ -55,7 +65,7 @@ def checkpoint_of(config: JobConfig) -> str:
         names.quoted(config.target.checkpoint)  # as SQL will have it
     given = config.target.checkpoint or names.beside(to, "_checkpoint")
     for table in (at, to):
-        if _is_inside(given, table, but=("..", "_")):
+        if _is_inside(given, table):
             raise ConfigError(
                 f"'target.checkpoint' is {given}, in the table {table}, where VACUUM removes it; "
                 f"name a folder beside it, such as {names.beside(to, '_checkpoint')}"
@@ -63,13 +73,19 @@ def checkpoint_of(config: JobConfig) -> str:
     return names.absolute(given)
 
 
-def _is_inside(folder: str, table: str, *, but: str | tuple[str, ...]) -> bool:
-    """Tell a folder that is in a table's, unless the path to it from there begins with `but`."""
+def _is_inside(folder: str, table: str) -> bool:
+    """Tell a folder that is in a table's."""
     if not names.is_path(table):
         return False
-    return not os.path.relpath(names.absolute(folder), names.place(table)).startswith(but)
+    inner, outer = (re.sub(r"^file:/+", "/", names.absolute(each)) for each in (folder, table))
+    return not os.path.relpath(inner, outer).startswith("..")
 
 
 def folder_in(checkpoint: str, target: names.Details) -> str:
     """Return the folder of a target in a checkpoint, which may be that of several targets."""
     return f"{checkpoint}/{target.id[:8]}"
+
+
+def todo_of(run_id: str) -> str:
+    """Return the folder, in that of a target, of what a run has to score and has scored."""
+    return f"{TODO}/{run_id}"

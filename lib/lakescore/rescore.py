@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.job import explained
-from lakescore.microbatch import Job
+from lakescore.opening import Job, opened
 from lakescore.progress import Progress, quiet
-from lakescore.run import RunSummary, opened, recorded, summary_of
+from lakescore.run import RunSummary, recorded, summary_of
 from lakescore.tables import CHANGE, HASH, changes, load, position, quoted, source, writers
 from lakescore.text import ErrorCode
 from lakescore.todo import score_steps

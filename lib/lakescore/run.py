@@ -1,4 +1,4 @@
-"""One run of a job: what it works on is checked, what it does is recorded and billed."""
+"""The record of one run of a job: in MLflow as it happens, then in a bill."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -8,47 +8,23 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from lakescore import tracking
-from lakescore.config import JobConfig, Write
+from lakescore.config import Write
 from lakescore.distribute import is_connect
-from lakescore.errors import ConfigError, LakescoreError, TableError
+from lakescore.errors import LakescoreError, TableError
 from lakescore.failpoints import reached
-from lakescore.frame import carried_columns, score_with
-from lakescore.microbatch import Job, MicroBatches
-from lakescore.places import checkpoint_of, folder_in, job_tables
-from lakescore.plan import Plan, make_plan
+from lakescore.microbatch import MicroBatches
+from lakescore.opening import Job
+from lakescore.places import todo_of
 from lakescore.progress import Progress
 from lakescore.tables import (
-    HASH,
     bill,
-    check_seen,
-    commits,
-    load,
-    names,
-    remove,
-    source,
     stream,
-    target,
-    writers,
 )
-from lakescore.tables.lock import alone
-from lakescore.todo import FOLDER, folder_of
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
+    from pyspark.sql import SparkSession
 
 logger = logging.getLogger(__name__)
-
-_COMMENTS = {
-    "entities": "Named entities; text[start:end] is the word",
-    "sentiment": "The label of the text and its score",
-    "n_tokens": "Tokens of the text without special ones",
-    "error": "Why the row has no results; null where it has",
-    "model": "The version of each task's model",
-    "run_id": "The run that scored the row: <table>_runs, and MLflow",
-    "scored_at": "When that run began",
-    HASH: "xxhash64 of the text that was scored",
-}
 
 
 @dataclass(frozen=True)
@@ -67,103 +43,6 @@ class RunSummary:
     rows_deleted: int
     report: str | None
     mlflow_run_id: str
-
-
-@contextmanager
-def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = True) -> Iterator[Job]:
-    """Check a job's tables, resolve its models, and make the target where there is none.
-
-    With `makes_target` False a target that is not there is an error. Until the job is done with,
-    another run of it on this machine ends in `BusyError`.
-
-    Raises:
-        BusyError: another run of this job is at work.
-        ConfigError: the job lacks a table, a key or a checkpoint.
-        ModelError: a model cannot be resolved, is unsafe, or does not fit its task.
-        SetupError: the session cannot number commits, as on serverless compute.
-        TableError: the source is missing, or does not fit the target; or the checkpoint is where
-            Spark Connect cannot remove it.
-    """
-    at, to = job_tables(config)
-    commits.check_settings(spark)
-    if not makes_target:
-        load(spark, to)
-    found = source.find(spark, at, needs_feed=config.source.changes == "cdf")
-    if names.exists(spark, to) and names.describe(spark, to).id == found.id:
-        raise ConfigError(f"'target.table' is {to}, the source; name another table")
-    checkpoint = checkpoint_of(config)
-    check_seen(spark, checkpoint)
-    with alone(spark, f"{checkpoint}/lock", wait=False) as is_alone:
-        tracking.configure(
-            config.mlflow.tracking_uri,
-            config.mlflow.experiment,
-            registry_uri=config.mlflow.registry_uri,
-        )
-        plan = make_plan(spark, config.tasks, config.encoding)
-        reached("planned")
-        rows = load(spark, at)  # after what takes long: with the columns that it has by now
-        carried = carried_columns(rows, config.source, plan)
-        schema = _target_schema(rows, carried, config, plan)
-        target.prepare(
-            spark,
-            to,
-            schema,
-            key=config.source.key,
-            text=config.source.text,
-            evolve=config.target.evolve,
-            constraints=_constraints(plan),
-        )
-        bill.prepare(spark, to)
-        reached("target_ready")
-        there = load(spark, to).columns
-        at_target = names.describe(spark, to)
-        folder = folder_in(checkpoint, at_target)
-        outdated = list(type(config.tasks).model_fields)
-        if makes_target:  # else rows are scored by the text that they have
-            outdated.append(config.source.text)
-        if is_alone:
-            remove(spark, f"{folder}/{FOLDER}")  # of runs that were killed
-        yield Job(
-            config=config,
-            source=found,
-            target=to,
-            target_version=names.version(spark, to),
-            location=at_target.location,
-            dropped=tuple(name for name in outdated if name in there and name not in schema.names),
-            is_shared=any(each.id != found.id for each in writers.of(at_target.properties)),
-            checkpoint=folder,
-            plan=plan,
-            carried=tuple(carried),
-            schema=schema,
-        )
-
-
-def _constraints(plan: Plan) -> dict[str, str]:
-    """Return what every row of the target keeps to: name -> expression."""
-    return {
-        f"lakescore_{each.task.name}": f"error IS NULL OR {each.task.name} IS NULL"
-        for each in plan.tasks
-    } | {"lakescore_n_tokens": "n_tokens IS NOT NULL AND n_tokens >= 0"}
-
-
-def _target_schema(
-    rows: "DataFrame", carried: list[str], config: JobConfig, plan: Plan
-) -> "StructType":
-    """Return the target's columns: those of the source's that it carries, and the results."""
-    from pyspark.sql import functions as F
-    from pyspark.sql.types import StructField, StructType
-
-    scored = score_with(plan, rows, carried=carried, text=config.source.text).withColumns(
-        {"run_id": F.lit(""), "scored_at": F.current_timestamp(), HASH: F.lit(0).cast("bigint")}
-    )
-
-    def field(each: StructField) -> StructField:
-        comment = _COMMENTS.get(each.name)
-        if each.name in carried:
-            comment = rows.schema[each.name].metadata.get("comment")
-        return StructField(each.name, each.dataType, True, {"comment": comment} if comment else {})
-
-    return StructType([field(each) for each in scored.schema])
 
 
 @dataclass
@@ -218,7 +97,7 @@ def recorded(
             now=now,
             how=how or job.config.write,
             budget=None if command == "retry" else job.config.limits.max_error_fraction,
-            stages=f"{job.checkpoint}/{stages or f'{folder_of(run.id)}/stage'}",
+            stages=f"{job.checkpoint}/{stages or f'{todo_of(run.id)}/stage'}",
             rows_done=rows_done,
         )
         recorder = Recorder(batches, run, progress, rows_done)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import TableError
 from lakescore.failpoints import reached
-from lakescore.microbatch import Job
+from lakescore.microbatch import Expected
+from lakescore.opening import Job
 from lakescore.run import Recorder
 from lakescore.tables import changes, commits, load, position, stream, writers, writing
 from lakescore.tables.changes import CHANGE
@@ -27,78 +28,39 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     from pyspark.errors import StreamingQueryException
 
     config, is_feed = job.config.source, job.config.source.changes == "cdf"
-    table, version = job.source.table, job.source.version
-    mine = writers.mine(spark, writers.find(spark, job.target), job.source)
+    known = writers.find(spark, job.target)
+    mine = writers.mine(spark, known, job.source)
+    position.check_others([each for each in known if each not in mine], job.writer, job.target)
     writer = mine[0] if mine else None
     if writer is not None:
         position.check_writer(writer, job.writer, job.target)
-        if writer.withheld:
-            logger.warning(
-                "%s: what was deleted from %s up to version %s may still be in it, since the last "
-                "snapshot could not read another source of it; %s",
-                job.target,
-                table,
-                writer.version,
-                RECOVER,
-            )
+        _warn_of_withheld(writer, job)
     at = position.find(
         spark, writer, source=job.source, target=job.target, checkpoint=job.checkpoint
     )
-    if at.starting_version is not None and at.starting_version > version:
-        recorder.versions = stream.VersionsRead(version, version)
+    if at.starting_version is not None and at.starting_version > job.source.version:
+        recorder.versions = stream.VersionsRead(job.source.version, job.source.version)
         return  # nothing came after the snapshot, and Spark refuses to wait for it
     added = stream.read_stream(
         spark,
-        table,
+        job.source.table,
         feed=is_feed,
         starting_version=at.starting_version,
         max_bytes=config.max_bytes,
         max_files=config.max_files,
     )
 
-    def query_id() -> str:
-        if (found := position.query_id(spark, at.folder)) is None:
-            raise TableError(
-                f"{at.folder}: its file `metadata`, which is Spark's own, cannot be read; let "
-                "target.checkpoint be a folder that this Spark can read and write"
-            )
-        return found
-
-    def register() -> None:
-        found = replace(
-            job.writer,
-            query=query_id(),
-            version=None if at.starting_version is None else at.starting_version - 1,
-            withheld=writer is not None and writer.withheld,
-        )
-        recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
-        if found != writer:
-            free = writers.guard(spark, job.target, job.source, writer, found)
-            writers.register(spark, job.target, found, before=mine, guard=free)
-
-    recorder.batches.before_first_write = register
+    recorder.batches.before_first_write = lambda: _register(spark, job, recorder, at, mine)
     failures: list[BaseException] = []
     committed: list[int] = []
 
     def score_batch(rows: "DataFrame", number: int) -> None:
-        def expected() -> int | None:
-            if is_feed and (number > 0 or at.starting_version is not None):
-                return None
-            known = stream.rows_expected(
-                spark, table, at.last, starting_version=at.starting_version, version=version
-            )
-            if known is None:
-                return None
-            read, ahead = known
-            recorder.batches.rows_read = None if is_feed else read
-            return ahead
-
         try:
             recorder.batches.commit(
                 _followed(spark, rows, number, at, job) if is_feed else _added(rows, job),
-                commits.app_of(query_id()),
+                commits.app_of(_query_id(spark, at)),
                 number,
-                expected=expected,
+                expected=lambda: _expected(spark, job, at, number),
             )
             committed.append(number)
         except BaseException as error:
@@ -130,6 +92,74 @@ def score_stream(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
                 recorder.batches.settle()
             _follow(running, recorder, at, seen)
     reached("query_ended")
+
+
+def _warn_of_withheld(writer: writers.Writer, job: Job) -> None:
+    """Say that a snapshot could not remove all that was deleted, if that is so."""
+    if writer.withheld:
+        logger.warning(
+            "%s: what was deleted from %s up to version %s may still be in it, since the last "
+            "snapshot could not read another source of it; %s",
+            job.target,
+            job.source.table,
+            writer.version,
+            RECOVER,
+        )
+
+
+def _query_id(spark: "SparkSession", at: position.Position) -> str:
+    """Return the id of a query that has begun.
+
+    Raises:
+        TableError: what Spark wrote down of it cannot be read.
+    """
+    if (found := position.query_id(spark, at.folder)) is None:
+        raise TableError(
+            f"{at.folder}: its file `metadata`, which is Spark's own, cannot be read; let "
+            "target.checkpoint be a folder that this Spark can read and write"
+        )
+    return found
+
+
+def _register(
+    spark: "SparkSession",
+    job: Job,
+    recorder: Recorder,
+    at: position.Position,
+    mine: list[writers.Writer],
+) -> None:
+    """Let the target record which query writes it, unless it does: what is there is `mine`."""
+    writer = mine[0] if mine else None
+    found = replace(
+        job.writer,
+        query=_query_id(spark, at),
+        version=None if at.starting_version is None else at.starting_version - 1,
+        withheld=writer is not None and writer.withheld,
+    )
+    recorder.batches.guard = writers.guard(spark, job.target, job.source, found)
+    if found != writer:
+        free = writers.guard(spark, job.target, job.source, writer, found)
+        writers.register(spark, job.target, found, before=mine, guard=free)
+
+
+def _expected(
+    spark: "SparkSession", job: Job, at: position.Position, number: int
+) -> Expected | None:
+    """Count the rows from a micro-batch on; of a change feed at its beginning alone."""
+    is_feed = job.config.source.changes == "cdf"
+    if is_feed and (number > 0 or at.starting_version is not None):
+        return None
+    known = stream.rows_expected(
+        spark,
+        job.source.table,
+        at.last,
+        starting_version=at.starting_version,
+        version=job.source.version,
+    )
+    if known is None:
+        return None
+    read, ahead = known
+    return Expected(ahead, None if is_feed else read)
 
 
 def _added(rows: "DataFrame", job: Job) -> "DataFrame":
@@ -170,21 +200,20 @@ def _followed(
     certain = rows.where(~(is_unsure | is_gone)) if doubtful else rows.where(~is_unsure)
     if unsure:
         doubtful.append(changes.resolved(rows, _as_of(spark, job.source.table, end), job.key))
-    for found in doubtful:
+    for mine in doubtful:
         for other in others:
-            found = writers.without_keys_of(
-                spark, found, other, job.source, table=job.target, key=job.key
+            mine = writers.without_keys_of(
+                spark, mine, other, job.source, table=job.target, key=job.key
             )
-        certain = certain.unionByName(found, allowMissingColumns=True)
-    rows = certain if doubtful else rows
-    rows = changes.prepared(rows, carried=job.carried, text=job.config.source.text)
+        certain = certain.unionByName(mine, allowMissingColumns=True)
+    certain = changes.prepared(certain, carried=job.carried, text=job.config.source.text)
     if not updates:
-        return rows
+        return certain
     there = load(spark, job.target)
     known = {name: pair for name, *pair in zip(ranged, ends[::2], ends[1::2], strict=True)}
     there = writing.within(there, writing.ranges(known, job.schema))
     return changes.differences(
-        rows,
+        certain,
         there,
         key=job.key,
         carried=job.carried,

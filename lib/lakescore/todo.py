@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lakescore.failpoints import reached
+from lakescore.microbatch import Expected
+from lakescore.places import todo_of
 from lakescore.tables import describe, kept, load, quoted, remove, save_aside
 from lakescore.tables.changes import CHANGE, DELETE, REFRESH, STEP
 from lakescore.tables.commits import app_of
@@ -12,17 +14,10 @@ from lakescore.tables.commits import app_of
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from lakescore.microbatch import Job
+    from lakescore.opening import Job
     from lakescore.run import Recorder
 
-# In the checkpoint: a folder for each run, of what it has to score and has scored.
-FOLDER = "todo"
 _ROWS = "rows"
-
-
-def folder_of(run_id: str) -> str:
-    """Return the folder of a run's rows and stages in the checkpoint."""
-    return f"{FOLDER}/{run_id}"
 
 
 class Todo:
@@ -62,7 +57,7 @@ def score_steps(
     """Score rows that are known beforehand, each step of them one commit."""
     from pyspark.sql import functions as F
 
-    folder = f"{job.checkpoint}/{folder_of(recorder.run.id)}"
+    folder = f"{job.checkpoint}/{todo_of(recorder.run.id)}"
     todo = Todo(rows, folder)
     with kept(spark, f"{folder}/{_ROWS}"):
         is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)
@@ -75,7 +70,7 @@ def score_steps(
                     step,
                     app_of(recorder.run.id),
                     number,
-                    expected=lambda: int(found[1]),
+                    expected=lambda: Expected(int(found[1])),
                 )
                 recorder.batches.settle()
                 recorder.show()

@@ -119,7 +119,9 @@ def test_rows_that_changed_lead_from_append_by_a_snapshot_to_the_change_feed(
     assert "Maria" not in str(raised.value)
     with pytest.raises(TableError, match=r"has no change data feed.*ALTER TABLE delta.`.*` SET "):
         run(follow(settings, "cdf"))
-    feed(spark, source)
+    # Delta keeps the spelling.
+    on = "delta.enableChangeDataFeed = 'True'"
+    spark.sql(f"ALTER TABLE delta.`{source}` SET TBLPROPERTIES ({on})")
     with pytest.raises(TableError, match=f"change data feed was off for a while.*{ONE_SNAPSHOT}"):
         run(follow(settings, "cdf"))
     summary = run(follow(settings, "snapshot"))
@@ -192,7 +194,7 @@ def test_another_key_and_another_text_are_refused(
 
 @pytest.mark.usefixtures("begun")
 def test_a_new_column_stops_the_job_unless_the_target_may_evolve(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
+    spark: "SparkSession", settings: dict[str, Any], run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     source, target = settings["source"]["table"], settings["target"]["table"]
     spark.sql(f"ALTER TABLE delta.`{source}` ADD COLUMNS (place string COMMENT 'where')")
@@ -218,6 +220,9 @@ def test_a_new_column_stops_the_job_unless_the_target_may_evolve(
     assert again.rows_in == 61
     rows = spark.read.format("delta").load(f"{target}_later").where("sentiment IS NOT NULL")
     assert rows.count() == 55
+    assert "a task that the job has not" not in caplog.text
+    run(evolving | without)
+    assert "has scores of a task that the job has not (sentiment)" in caplog.text
 
 
 @pytest.mark.usefixtures("begun")

@@ -14,6 +14,7 @@ from lakescore import (
     tracking,
 )
 from tests.jobs import NOW, ROWS, Run
+from tests.spark.steps import follow
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -132,6 +133,20 @@ def test_a_table_in_the_catalog_is_named_by_its_name(
     assert spark.table("scored").count() == 60
     spark.sql("drop table scored")
     spark.sql("drop table messages")
+
+
+def test_a_relative_path_is_one_of_pythons_working_folder(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # that of the JVM stays
+    here = settings | {"target": {"table": "here/scored"}}
+    assert run(here).rows_in == 60
+    assert run(follow(here, "snapshot")).rows_in == 0
+    assert spark.read.format("delta").load(str(tmp_path / "here/scored")).count() == 60
 
 
 def test_a_source_that_is_not_there_is_named(settings: dict[str, Any], run: Run) -> None:

@@ -88,6 +88,21 @@ def test_a_snapshot_and_a_rescore_leave_the_rows_of_another_source_alone(
     assert content(spark, target) == expected
 
 
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize("changes", ["append", "snapshot"])
+def test_a_source_with_another_key_is_refused(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    other: dict[str, Any],
+    changes: str,
+) -> None:
+    before = content(spark, settings["target"]["table"])
+    with pytest.raises(TableError, match=r"by source.key \(id\), those of .* by \(text\); name "):
+        run(changed(other, source={"key": "text", "changes": changes}))
+    assert content(spark, settings["target"]["table"]) == before
+
+
 def test_an_overwrite_ends_where_another_job_has_begun_to_write(
     spark: "SparkSession",
     settings: dict[str, Any],

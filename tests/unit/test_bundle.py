@@ -250,6 +250,7 @@ def test_what_the_targets_promise() -> None:
     assert all(each["permissions"] for each in permitted)
     assert all(job["max_concurrent_runs"] == 1 and job["queue"]["enabled"] for job in JOBS.values())
     score = JOBS["score"]
+    assert prod["presets"] == {"trigger_pause_status": "${var.pause_status}"}
     assert score.keys() >= {"schedule", "timeout_seconds", "health", "email_notifications"}
     [inner] = (task for task in tasks(score) if "spark_python_task" in task)
     assert inner["max_retries"] == 2
@@ -299,14 +300,30 @@ def workspace() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_command_line_of_databricks_accepts_it(target: str, workspace: str) -> None:
+def test_the_command_line_of_databricks_accepts_it(
+    target: str, workspace: str, tmp_path: Path
+) -> None:
     databricks = shutil.which("databricks")
     if databricks is None:
         pytest.skip("no `databricks` on the PATH: its command line is in no package registry")
+    # Without what is set here, in the environment or in `.databricks`, for somebody's workspace.
+    shutil.copy(ROOT / "databricks.yml", tmp_path)
+    for folder in ("conf", "jobs", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for left_out in BUNDLE["sync"]["exclude"]:
+        file = tmp_path / left_out.replace("**", "file")
+        file.parent.mkdir()
+        file.touch()
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DATABRICKS_", "BUNDLE_VAR_"))
+    }
+    own = {"HOST": workspace, "TOKEN": "none", "AUTH_TYPE": "pat", "CONFIG_FILE": os.devnull}
     done = subprocess.run(
         [databricks, "bundle", "validate", "--strict", "--target", target],
-        cwd=ROOT,
-        env=os.environ | {"DATABRICKS_HOST": workspace, "DATABRICKS_TOKEN": "none"},
+        cwd=tmp_path,
+        env=inherited | {f"DATABRICKS_{name}": value for name, value in own.items()},
         capture_output=True,
         text=True,
     )

@@ -43,3 +43,10 @@ def test_every_command_of_make_that_docs_name_is_there() -> None:
         code = re.findall(r"`([^`]+)`", file.read_text("utf-8"))
         named = {word for each in code for word in re.findall(r"^make ([a-z-]+)", each)}
         assert named <= targets, file.name
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_commands_may_be_typed_into_any_shell(file: Path) -> None:
+    # zsh, as macOS has it, takes a comment for a command.
+    for block in re.findall(r"```sh\n(.*?)```", file.read_text("utf-8"), re.DOTALL):
+        assert not re.search(r"(^|\s)#", block, re.MULTILINE), block

@@ -19,8 +19,9 @@ from lakescore.tables.commits import check_settings, note_of, retried, write_err
 from lakescore.tables.folders import on_this_machine
 from lakescore.tables.names import Details, beside, identifier, is_path, literal, place
 from lakescore.tables.position import check_writer
-from lakescore.tables.source import Source, read_error
+from lakescore.tables.source import Source, read_error, unreadable
 from lakescore.tables.stream import VersionsRead
+from lakescore.tables.target import warn_of_statistics
 from lakescore.tables.writers import Writer, others, recorded
 
 
@@ -86,6 +87,7 @@ def test_tables_that_belong_to_another_stand_beside_it() -> None:
     [
         ("out/scored", "out/scored/"),
         ("out/scored", "out/scored/checkpoint"),
+        ("out/scored", "out/scored/_checkpoint"),
         ("s3://bucket/scored", "s3://bucket/scored/checkpoint"),
     ],
 )
@@ -96,9 +98,9 @@ def test_a_checkpoint_where_vacuum_of_the_target_removes_it_is_refused(
         checkpoint_of(job(table, checkpoint))
 
 
-def test_a_checkpoint_is_beside_the_target_or_hidden_in_it() -> None:
+def test_a_checkpoint_is_beside_the_target() -> None:
     assert checkpoint_of(job("out/scored/", None)) == os.path.abspath("out/scored_checkpoint")
-    for checkpoint in ("/out/scored/_checkpoint", "/out/scored_checkpoint", "s3://bucket/out"):
+    for checkpoint in ("/out/scored_checkpoint", "s3://bucket/out"):
         assert checkpoint_of(job("/out/scored", checkpoint)) == checkpoint
     assert checkpoint_of(job("main.scored", "/Volumes/a")) == "/Volumes/a"
 
@@ -224,6 +226,32 @@ def test_what_cannot_be_written_is_said_without_a_row(said: str, expected: str) 
     assert error is not None
     assert str(error).startswith("out/t: ") and expected in str(error) and "Maria" not in str(error)
     assert write_error("out/t", RuntimeError("else")) is None
+
+
+def test_a_file_of_the_source_that_may_not_be_read_is_none_of_the_checkpoints() -> None:
+    source = Source("in/t", "id", 0, "file:/in/t")
+    error = unreadable(RuntimeError("/in/t/part-0.parquet (Permission denied)"), source)
+    assert str(error).startswith("in/t: a file of it cannot be read (RuntimeError: ")
+    assert unreadable(RuntimeError("/checkpoint/offsets/0 (Permission denied)"), source) is None
+    assert unreadable(RuntimeError("/in/t/part-0.parquet"), source) is None
+
+
+@pytest.mark.parametrize(
+    ("properties", "keeps_texts"),
+    [
+        ({}, True),
+        ({"delta.dataSkippingNumIndexedCols": "-1"}, True),
+        ({"delta.dataSkippingNumIndexedCols": "1"}, False),
+        ({"delta.dataSkippingStatsColumns": "id, `text`"}, True),
+        ({"delta.dataSkippingStatsColumns": "`id`"}, False),
+    ],
+)
+def test_a_target_whose_log_keeps_texts_is_told(
+    properties: dict[str, str], keeps_texts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_statistics("main.t", ["id", "text"], properties, key=["id"], text="text")
+    ends_it = "SET TBLPROPERTIES ('delta.dataSkippingStatsColumns' = '`id`') ends it"
+    assert (ends_it in caplog.text) == keeps_texts
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ def prepare(spark: "SparkSession", target: str) -> None:
     table = table_of(target)
     if not exists(spark, table):
         none = spark.createDataFrame([], _SCHEMA)
+        # Of whatever transaction: a new table has none that Delta could take it for.
         committed(spark, table, lambda: append(none, table))
     types = {each.name: each.dataType.simpleString() for each in load(spark, table).schema}
     if "run_id" not in types:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from lakescore.errors import BusyError, RefusedRowsError, SetupError, TableError, root_cause
 from lakescore.tables.lock import alone
 from lakescore.tables.names import history, identifier, literal, quoted
+from lakescore.tables.source import DENIED
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -24,9 +25,9 @@ _DELTA = "spark.databricks.delta."
 _ATTEMPTS = 40
 _LONGEST_PAUSE = 8.0
 _LOSING = ("spark.sql.files.ignoreMissingFiles", "spark.sql.files.ignoreCorruptFiles")
-_UNWRITABLE = ("AccessDenied", "Mkdirs failed", "Permission denied", "Read-only file system")
-# Said where a new row's key is in the target at the moment of the commit: if it has left again by
-# then, that was a conflict.
+_UNWRITABLE = (*DENIED, "Mkdirs failed", "Read-only file system")
+# Raised inside a commit where a new row's key is in the target already. Where none is when they are
+# counted afterwards, another writer's commit came between: a conflict, and tried again.
 PRESENT = "lakescore: a new key is in the target already"
 _CONFLICTS = (
     PRESENT,
@@ -61,7 +62,8 @@ class Commit:
 def own_transaction(of: str) -> dict[str, str]:
     """Return options of a writer for a commit that is no micro-batch's.
 
-    Without them it would take what the session says by then, for a commit of another thread.
+    Without an id of its own it would take the one that another thread has put into the session's
+    settings for its micro-batch.
     """
     return {"txnAppId": f"lakescore-{of}-{uuid.uuid4()}", "txnVersion": "0"}
 
@@ -217,7 +219,7 @@ def write_error(place: str, error: Exception) -> TableError | None:
     if "DELTA_INVALID_CHARACTERS_IN_COLUMN_NAMES" in said:
         return TableError(
             f"{place}: the name of one of the source's columns holds a space or one of ,;{{}}()=, "
-            "which the target cannot have; leave it out by source.columns"
+            "which the target cannot have; leave it out by source.columns, or rename it"
         )
     if "DELTA_FEATURES_REQUIRE_MANUAL_ENABLEMENT" in said:
         return TableError(
@@ -227,7 +229,10 @@ def write_error(place: str, error: Exception) -> TableError | None:
             "source.columns, or name another target.table"
         )
     if "No space left on device" in said:
-        return TableError(f"{place}: the disk is full; free some room and run the job again")
+        return TableError(
+            f"{place}: the disk is full; free some room and run the job again (there, or where "
+            "spark.local.dir has Spark's own files)"
+        )
     if missing := re.search(r"DELTA_MISSING_NOT_NULL_COLUMN_VALUE\] Column (\S+)", said):
         column = missing[1].rstrip(",")
         return TableError(

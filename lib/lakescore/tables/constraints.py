@@ -35,7 +35,7 @@ def check_constraints(
     key: Sequence[str],
     ranges: Mapping[str, tuple[str, str]],
     results: Sequence[str],
-    dropped: Sequence[str],
+    outdated: Sequence[str],
 ) -> None:
     """Check rows by the CHECK constraints of others: Delta would log the row that it refuses.
 
@@ -46,7 +46,7 @@ def check_constraints(
         key: the target's key.
         ranges: those of the keys in `staged`, as SQL: other files of the target are not read.
         results: the columns that scoring makes.
-        dropped: the target's columns that scoring would make false.
+        outdated: the target's columns whose value would not belong to a new score.
 
     Raises:
         RefusedRowsError: a row does not keep to one.
@@ -64,7 +64,7 @@ def check_constraints(
     if not checks:
         return
     there = within(load(spark, table), ranges)
-    rows = _after(staged, there, how, key=key, results=results, dropped=dropped)
+    rows = _after(staged, there, how, key=key, results=results, outdated=outdated)
     try:
         # Where ANSI mode has an error, which would quote the row, there is a null without it.
         with with_settings(spark, {"spark.sql.ansi.enabled": "false"}):
@@ -99,7 +99,7 @@ def _after(
     *,
     key: Sequence[str],
     results: Sequence[str],
-    dropped: Sequence[str],
+    outdated: Sequence[str],
 ) -> "DataFrame":
     """Return the rows that a target will have of staged ones, with all of its columns."""
     from pyspark.sql import functions as F
@@ -116,7 +116,7 @@ def _after(
             new = F.col(f"s.{quoted(each.name)}")
         if each.name in key:
             kept = F.lit(False)
-        elif each.name in results or each.name in dropped:
+        elif each.name in results or each.name in outdated:
             kept = change == REFRESH
         else:
             kept = change == RESCORE if each.name in staged.columns else F.lit(True)

@@ -143,7 +143,9 @@ def _find(spark: "SparkSession", table: str, version: int | None) -> "DataFrame 
         reader = reader.option("versionAsOf", version)
     try:
         with _reachable(table):
-            found = reader.load(table) if is_path(table) else reader.table(identifier(table))
+            found = (
+                reader.load(absolute(table)) if is_path(table) else reader.table(identifier(table))
+            )
             found.schema  # noqa: B018  # Connect looks for the table only when it is asked
         return found
     except AnalysisException as error:

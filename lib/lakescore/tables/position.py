@@ -50,6 +50,21 @@ def check_writer(writer: Writer, job: Writer, target: str) -> None:
             )
 
 
+def check_others(others: Sequence[Writer], job: Writer, target: str) -> None:
+    """Check that other sources of a target have their rows in it by the same key.
+
+    Raises:
+        TableError: one has not: a row of it may be taken for one of this job's.
+    """
+    for other in others:
+        if other.key != job.key:
+            raise TableError(
+                f"{target}: rows of {other.source} are in it by source.key "
+                f"({', '.join(other.key)}), those of {job.source} would be by "
+                f"({', '.join(job.key)}); name another target.table, or the same key in both"
+            )
+
+
 def find(
     spark: "SparkSession",
     writer: Writer | None,

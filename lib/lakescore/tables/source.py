@@ -7,13 +7,20 @@ from functools import reduce
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from lakescore.errors import BusyError, LakescoreError, RefusedRowsError, TableError
+from lakescore.errors import (
+    BusyError,
+    LakescoreError,
+    RefusedRowsError,
+    TableError,
+    root_cause,
+)
 from lakescore.tables.changes import CHANGE
 from lakescore.tables.names import describe, identifier, quoted, version
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+DENIED = ("AccessDenied", "Permission denied")
 # What Spark and Delta say of data files, change files and commits that are not there any more.
 _GONE = (
     "DELTA_CHANGE_DATA_FILE_NOT_FOUND",
@@ -51,7 +58,7 @@ def find(spark: "SparkSession", table: str, *, needs_feed: bool) -> Source:
         TableError: it is not a Delta table, or has no change data feed where that is needed.
     """
     details = describe(spark, table)
-    if needs_feed and details.properties.get(_FEED, "false") != "true":
+    if needs_feed and details.properties.get(_FEED, "false").lower() != "true":
         raise TableError(
             f"{table}: has no change data feed, which source.changes: cdf reads; ALTER TABLE "
             f"{identifier(table)} SET TBLPROPERTIES ({_FEED} = true), or choose snapshot"
@@ -106,6 +113,17 @@ def refuse_double_keys(table: str, key: Sequence[str], keys: int, rows: int | No
         raise RefusedRowsError(
             f"{table}: {keys:,} keys ({', '.join(key)}) are there more than once{where}; {UNIQUE}"
         )
+
+
+def unreadable(error: Exception, source: Source) -> TableError | None:
+    """Say that a file of a source may not be read; None if the error is another."""
+    said = str(error)
+    if any(sign in said for sign in DENIED) and _names(said, source.location):
+        return TableError(
+            f"{source.table}: a file of it cannot be read ({root_cause(error)}); let this Spark "
+            "read the table's folder, and run the job again"
+        )
+    return None
 
 
 def read_error(said: str, at: Source, target: str, location: str) -> LakescoreError | None:

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from lakescore.tables.folders import lines
-from lakescore.tables.names import identifier, is_path, load
+from lakescore.tables.names import absolute, identifier, is_path, load
 from lakescore.tables.writers import Trace
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def read_stream(
     for name, value in options.items():
         if value is not None:
             reader = reader.option(name, value)
-    return reader.load(source) if is_path(source) else reader.table(identifier(source))
+    return reader.load(absolute(source)) if is_path(source) else reader.table(identifier(source))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOOKS = 50
+_STATISTICS = "delta.dataSkippingStatsColumns"
 _LIMITED = "__CHAR_VARCHAR_TYPE_STRING"
 # What Delta keeps the least and the greatest value of, and clusters by; of others, as booleans and
 # strings with a collation, it refuses to.
@@ -55,7 +56,7 @@ def prepare(
             raise TableError(f"{table}: is inside another table's log; name a folder of its own")
         with alone(spark, table, wait=True):
             _create(spark, table, schema, key=key, text=text, constraints=constraints)
-        for _ in range(_LOOKS):  # Delta may have for a moment the log that another thread saw empty
+        for _ in range(_LOOKS):  # Delta may have an empty log in its cache for a moment
             if exists(spark, table):
                 break
             time.sleep(0.1)
@@ -72,6 +73,34 @@ def prepare(
             "source.changes=snapshot fills a column of the source, rescore --stale one of a task",
             table,
             ", ".join(each.name for each in missing) + (" are" if missing[1:] else " is"),
+        )
+
+
+def warn_of_statistics(
+    table: str,
+    columns: Sequence[str],
+    properties: Mapping[str, str],
+    *,
+    key: Sequence[str],
+    text: str,
+) -> None:
+    """Say of a target that was made by somebody else that its log keeps the beginning of texts."""
+    if (named := properties.get(_STATISTICS)) is not None:
+        indexed = [name.strip().strip("`") for name in named.split(",")]
+    else:
+        first = int(properties.get("delta.dataSkippingNumIndexedCols", 32))
+        indexed = list(columns if first < 0 else columns[:first])
+    if text in indexed and text in columns:
+        wanted = literal(",".join(map(quoted, key)))
+        logger.warning(
+            "%s: Delta keeps the beginning of texts in its log, as the least and the greatest %s "
+            "of each file; no purge removes them. ALTER TABLE %s SET TBLPROPERTIES ('%s' = %s) "
+            "ends it",
+            table,
+            text,
+            identifier(table),
+            _STATISTICS,
+            wanted,
         )
 
 
@@ -100,7 +129,7 @@ def _create(
         for each in schema
     ]
     properties = {f"{CHECK}{name}": expression for name, expression in constraints.items()}
-    properties["delta.dataSkippingStatsColumns"] = ",".join(with_statistics)
+    properties[_STATISTICS] = ",".join(with_statistics)
     properties["delta.enableDeletionVectors"] = "true"
     # Delta's default, but not Databricks': there two writers may bring the same key at once.
     properties["delta.isolationLevel"] = "Serializable"

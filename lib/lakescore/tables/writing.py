@@ -19,7 +19,7 @@ from lakescore.tables.changes import (
     same_key,
 )
 from lakescore.tables.commits import PRESENT, Commit, committed, with_settings
-from lakescore.tables.names import identifier, is_path, literal, load, quoted
+from lakescore.tables.names import absolute, identifier, is_path, literal, load, quoted
 from lakescore.tables.source import UNIQUE
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def write(
     key: Sequence[str],
     ranges: Mapping[str, tuple[str, str]],
     results: Sequence[str],
-    dropped: Sequence[str],
+    outdated: Sequence[str],
     guard: Callable[[], None],
 ) -> None:
     """Write a staged micro-batch by one commit, again where another writer came between.
@@ -60,7 +60,8 @@ def write(
         ranges: the least and the greatest value of key columns in `staged`, as SQL: other files of
             the target are not read.
         results: the columns that scoring makes.
-        dropped: the target's columns that scoring would make false: null where it scores.
+        outdated: the target's columns whose value would not belong to a new score: null
+            where it scores.
         guard: is called before each attempt; it raises where this run is not to write.
 
     Raises:
@@ -79,10 +80,12 @@ def write(
                 elif how == "overwrite":
                     _overwrite(rows, table)
                 else:
-                    _merge(staged, table, key=key, ranges=ranges, results=results, dropped=dropped)
+                    _merge(
+                        staged, table, key=key, ranges=ranges, results=results, outdated=outdated
+                    )
         except Exception as error:  # Spark's and Java's own
             if _DOUBLE in str(error):  # the source's keys were checked
-                double = staged.groupBy(*map(quoted, key)).count().where("count > 1").count()
+                double = _count_double(staged, key)
                 raise RefusedRowsError(
                     f"{table}: has {double:,} keys ({', '.join(key)}) more than once, which no run "
                     "writes; delete all rows but one of each and run again"
@@ -103,7 +106,7 @@ def _overwrite(rows: "DataFrame", table: str) -> None:
     # All of it, in a session that replaces only the partitions at hand, too.
     static = {"partitionOverwriteMode": "static"}
     if is_path(table):
-        rows.write.format("delta").mode("overwrite").options(**static).save(table)
+        rows.write.format("delta").mode("overwrite").options(**static).save(absolute(table))
     else:  # saveAsTable would make a Delta table anew, or refuse: Spark 3.5
         rows.writeTo(identifier(table)).options(**static).overwrite(F.lit(True))
 
@@ -112,7 +115,7 @@ def append(rows: "DataFrame", table: str, **options: str) -> None:
     """Append rows to a table, which is made if it is not there."""
     writer = rows.write.format("delta").mode("append").options(**options)
     if is_path(table):
-        writer.save(table)
+        writer.save(absolute(table))
     else:
         writer.saveAsTable(identifier(table))
 
@@ -138,6 +141,14 @@ def _if_absent(
     return joined.where(is_absent).select("s.*")
 
 
+def _count_double(rows: "DataFrame", key: Sequence[str]) -> int:
+    """Count the keys that several rows have."""
+    from pyspark.sql import functions as F
+
+    times = rows.groupBy(*map(quoted, key)).agg(F.count(F.lit(1)).alias(CHANGE))
+    return times.where(F.col(CHANGE) > 1).count()
+
+
 def _count_present(
     staged: "DataFrame", table: str, key: Sequence[str], ranges: Mapping[str, tuple[str, str]]
 ) -> str | None:
@@ -158,7 +169,7 @@ def _merge(
     key: Sequence[str],
     ranges: Mapping[str, tuple[str, str]],
     results: Sequence[str],
-    dropped: Sequence[str],
+    outdated: Sequence[str],
 ) -> None:
     """Do a MERGE by SQL, which Spark Connect has, too."""
 
@@ -175,7 +186,7 @@ def _merge(
     is_same = [f"t.{quoted(name)} = s.{quoted(name)}" for name in key]
     is_same += _between(ranges, "t.")
     is_current = f"t.{HASH} <=> s.{HASH}"
-    without = dict.fromkeys(dropped, "NULL")
+    without = dict.fromkeys(outdated, "NULL")
     refused = {HASH: f"CAST(raise_error({literal(PRESENT)}) AS bigint)"}
     names = ", ".join(map(quoted, columns))
     values = ", ".join(f"s.{quoted(name)}" for name in columns)
