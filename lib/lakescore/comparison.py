@@ -40,13 +40,13 @@ def score_snapshot(spark: "SparkSession", job: Job, recorder: Recorder) -> None:
     if before is not None:
         position.check_writer(before, job.writer, job.target)
     others = [each for each in known if each not in mine]
-    position.check_others(others, job.writer, job.target)
     if others and is_overwrite:
         raise TableError(
             f"{job.target}: holds rows of {others[0].source} too, which target.write: overwrite "
             "would remove; choose merge, or another target.table, or, if they are to go, "
             f"{writers.forgetting(job.target, others[0])}"
         )
+    position.check_others(others, job.writer, job.target)
     rows = load(spark, table, version=version)
     source.check_keys(rows, table, job.key)
     rows = rows.withColumn(CHANGE, F.lit(changes.UPDATE))

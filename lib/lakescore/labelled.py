@@ -99,7 +99,7 @@ def read_table(spark: "SparkSession", table: str) -> "DataFrame":
     if not tables.is_path(table) or (not is_parquet and tables.exists(spark, table)):
         return tables.load(spark, table)
     try:
-        return spark.read.parquet(table)
+        return spark.read.parquet(tables.absolute(table))
     except AnalysisException as error:
         raise TableError(
             f"{table}: no Delta table and no Parquet file or folder there; check the path"

@@ -155,9 +155,7 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         reached("target_ready")
         there = load(spark, to).columns
         at_target = names.describe(spark, to)
-        target.warn_of_statistics(
-            to, there, at_target.properties, key=config.source.key, text=config.source.text
-        )
+        target.warn_of_statistics(to, there, at_target.properties, text=config.source.text)
         folder = folder_in(checkpoint, at_target)
         outdated = [
             name
@@ -166,8 +164,8 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         ]
         if outdated:
             logger.warning(
-                "%s: has scores of a task that the job has not (%s): they are null in rows that "
-                "this run scores; let one job do all tasks of a target",
+                "%s: has scores of a task that the job has not (%s): this run sets them to null "
+                "in the rows that it scores; let one job do all tasks of a target",
                 to,
                 ", ".join(outdated),
             )

@@ -9,7 +9,6 @@ A checkpoint is laid out so; each target in it has a folder named by the first l
     <target>/todo/<run>/stage/<batch>    what it has scored and not committed yet
 """
 
-import os
 import re
 
 from lakescore.config import JobConfig
@@ -67,8 +66,9 @@ def checkpoint_of(config: JobConfig) -> str:
     for table in (at, to):
         if _is_inside(given, table):
             raise ConfigError(
-                f"'target.checkpoint' is {given}, in the table {table}, where VACUUM removes it; "
-                f"name a folder beside it, such as {names.beside(to, '_checkpoint')}"
+                f"'target.checkpoint' is {given}, in the table {table}, where VACUUM removes it "
+                "and Delta takes it for a part of the table; name a folder beside it, such as "
+                f"{names.beside(to, '_checkpoint')}"
             )
     return names.absolute(given)
 
@@ -77,8 +77,10 @@ def _is_inside(folder: str, table: str) -> bool:
     """Tell a folder that is in a table's."""
     if not names.is_path(table):
         return False
-    inner, outer = (re.sub(r"^file:/+", "/", names.absolute(each)) for each in (folder, table))
-    return not os.path.relpath(inner, outer).startswith("..")
+    inner, outer = (
+        re.sub(r"^(file|dbfs):/+", "/", names.absolute(each)) + "/" for each in (folder, table)
+    )
+    return inner.startswith(outer)
 
 
 def folder_in(checkpoint: str, target: names.Details) -> str:

@@ -13,6 +13,7 @@ from lakescore import (
     score_table,
     tracking,
 )
+from tests.conftest import ROOT
 from tests.jobs import NOW, ROWS, Run
 from tests.spark.steps import follow
 
@@ -147,6 +148,7 @@ def test_a_relative_path_is_one_of_pythons_working_folder(
     assert run(here).rows_in == 60
     assert run(follow(here, "snapshot")).rows_in == 0
     assert spark.read.format("delta").load(str(tmp_path / "here/scored")).count() == 60
+    assert not (ROOT / "here").exists()  # where the JVM is
 
 
 def test_a_source_that_is_not_there_is_named(settings: dict[str, Any], run: Run) -> None:

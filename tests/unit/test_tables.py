@@ -89,12 +89,14 @@ def test_tables_that_belong_to_another_stand_beside_it() -> None:
         ("out/scored", "out/scored/checkpoint"),
         ("out/scored", "out/scored/_checkpoint"),
         ("s3://bucket/scored", "s3://bucket/scored/checkpoint"),
+        ("/Volumes/a/scored", "dbfs:/Volumes/a/scored/checkpoint"),
+        ("file:/a/scored", "/a/scored/checkpoint"),
     ],
 )
 def test_a_checkpoint_where_vacuum_of_the_target_removes_it_is_refused(
     table: str, checkpoint: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"VACUUM removes it; .* such as {table}_checkpoint$"):
+    with pytest.raises(ConfigError, match=rf"VACUUM removes it .* such as {table}_checkpoint$"):
         checkpoint_of(job(table, checkpoint))
 
 
@@ -102,6 +104,7 @@ def test_a_checkpoint_is_beside_the_target() -> None:
     assert checkpoint_of(job("out/scored/", None)) == os.path.abspath("out/scored_checkpoint")
     for checkpoint in ("/out/scored_checkpoint", "s3://bucket/out"):
         assert checkpoint_of(job("/out/scored", checkpoint)) == checkpoint
+        assert checkpoint_of(job("/", "s3://bucket/out")) == "s3://bucket/out"
     assert checkpoint_of(job("main.scored", "/Volumes/a")) == "/Volumes/a"
 
 
@@ -232,6 +235,8 @@ def test_a_file_of_the_source_that_may_not_be_read_is_none_of_the_checkpoints() 
     source = Source("in/t", "id", 0, "file:/in/t")
     error = unreadable(RuntimeError("/in/t/part-0.parquet (Permission denied)"), source)
     assert str(error).startswith("in/t: a file of it cannot be read (RuntimeError: ")
+    said = 'Permission denied: user=me, access=READ, inode="/in/t/part-0.parquet":you:group:-rw'
+    assert unreadable(RuntimeError(said), replace(source, location="hdfs://nn:8020/in/t"))
     assert unreadable(RuntimeError("/checkpoint/offsets/0 (Permission denied)"), source) is None
     assert unreadable(RuntimeError("/in/t/part-0.parquet"), source) is None
 
@@ -249,9 +254,8 @@ def test_a_file_of_the_source_that_may_not_be_read_is_none_of_the_checkpoints() 
 def test_a_target_whose_log_keeps_texts_is_told(
     properties: dict[str, str], keeps_texts: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_statistics("main.t", ["id", "text"], properties, key=["id"], text="text")
-    ends_it = "SET TBLPROPERTIES ('delta.dataSkippingStatsColumns' = '`id`') ends it"
-    assert (ends_it in caplog.text) == keeps_texts
+    warn_of_statistics("main.t", ["id", "text"], properties, text="text")
+    assert ("main.t: Delta keeps the beginning of texts in its log" in caplog.text) == keeps_texts
 
 
 @pytest.mark.parametrize(

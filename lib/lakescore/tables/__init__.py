@@ -3,6 +3,7 @@
 from lakescore.tables.changes import CHANGE, HASH
 from lakescore.tables.folders import check_seen, folders_in, is_folder, remove
 from lakescore.tables.names import (
+    absolute,
     describe,
     exists,
     identifier,
@@ -16,6 +17,7 @@ from lakescore.tables.stage import kept, save_aside
 __all__ = [
     "CHANGE",
     "HASH",
+    "absolute",
     "check_seen",
     "describe",
     "exists",

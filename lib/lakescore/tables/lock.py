@@ -13,7 +13,7 @@ from lakescore import failpoints
 from lakescore.errors import BusyError, TableError
 from lakescore.locks import locked
 from lakescore.tables.folders import on_this_machine
-from lakescore.tables.names import is_path
+from lakescore.tables.names import absolute, is_path
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,7 +35,7 @@ def alone(spark: "SparkSession", place: str, *, wait: bool) -> Iterator[bool]:
         BusyError: another one is, and `wait` is False.
         TableError: the folder cannot be made or opened.
     """
-    folder = on_this_machine(spark, place) if is_path(place) else None
+    folder = on_this_machine(spark, absolute(place)) if is_path(place) else None
     is_free = failpoints.UNLOCKED_COMMITS if wait else failpoints.UNLOCKED
     if folder is None or is_free:
         yield False

@@ -57,11 +57,13 @@ def check_others(others: Sequence[Writer], job: Writer, target: str) -> None:
         TableError: one has not: a row of it may be taken for one of this job's.
     """
     for other in others:
-        if other.key != job.key:
+        if set(other.key) != set(job.key):
             raise TableError(
                 f"{target}: rows of {other.source} are in it by source.key "
                 f"({', '.join(other.key)}), those of {job.source} would be by "
-                f"({', '.join(job.key)}); name another target.table, or the same key in both"
+                f"({', '.join(job.key)}); name another target.table, or the same key in both, or, "
+                f"if {other.source} is gone for good and its rows are to go with the next "
+                f"snapshot, {writers.forgetting(target, other)}"
             )
 
 

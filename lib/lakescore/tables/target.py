@@ -77,12 +77,7 @@ def prepare(
 
 
 def warn_of_statistics(
-    table: str,
-    columns: Sequence[str],
-    properties: Mapping[str, str],
-    *,
-    key: Sequence[str],
-    text: str,
+    table: str, columns: Sequence[str], properties: Mapping[str, str], *, text: str
 ) -> None:
     """Say of a target that was made by somebody else that its log keeps the beginning of texts."""
     if (named := properties.get(_STATISTICS)) is not None:
@@ -91,16 +86,13 @@ def warn_of_statistics(
         first = int(properties.get("delta.dataSkippingNumIndexedCols", 32))
         indexed = list(columns if first < 0 else columns[:first])
     if text in indexed and text in columns:
-        wanted = literal(",".join(map(quoted, key)))
         logger.warning(
             "%s: Delta keeps the beginning of texts in its log, as the least and the greatest %s "
-            "of each file; no purge removes them. ALTER TABLE %s SET TBLPROPERTIES ('%s' = %s) "
-            "ends it",
+            "of each file, where purge does not reach; for files that are yet to come its property "
+            "%s ends that, if it names other columns alone",
             table,
             text,
-            identifier(table),
             _STATISTICS,
-            wanted,
         )
 
 
