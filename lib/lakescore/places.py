@@ -35,7 +35,7 @@ def job_tables(config: JobConfig) -> tuple[str, str]:
             raise TableError(f"{table}: is a path in the form of a name; write the path: {path}")
     if not config.source.key:
         raise ConfigError("'source.key' is missing; name the columns that identify a row")
-    if to is not None and names.place(at) == names.place(to):
+    if to is not None and _is_same(at, to):
         raise ConfigError(f"'target.table' is {to}, the source; name another table")
     if to is None:
         raise ConfigError("'target.table' is missing; name the Delta table to write")
@@ -77,10 +77,19 @@ def _is_inside(folder: str, table: str) -> bool:
     """Tell a folder that is in a table's."""
     if not names.is_path(table):
         return False
-    inner, outer = (
-        re.sub(r"^(file|dbfs):/+", "/", names.absolute(each)) + "/" for each in (folder, table)
-    )
-    return inner.startswith(outer)
+    return f"{_spelled(folder)}/".startswith(f"{_spelled(table)}/")
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Tell the same table by name or path, also where a path is spelled otherwise."""
+    if names.is_path(one) and names.is_path(other):
+        return _spelled(one) == _spelled(other)
+    return names.place(one) == names.place(other)
+
+
+def _spelled(path: str) -> str:
+    """Return what is the same for all spellings of a path: of file:/a and dbfs:/a it is /a."""
+    return re.sub(r"^(file|dbfs):/+", "/", names.absolute(path))
 
 
 def folder_in(checkpoint: str, target: names.Details) -> str:
