@@ -34,6 +34,8 @@ class Purged:
 def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: float) -> Purged:
     """Rewrite the files that hold deleted rows, and remove files of old versions.
 
+    What was deleted just now is in files that were given up just now: they go with a second purge,
+    `retain_hours` later.
     A version of the target that is older than `retain_hours` cannot be read any more. Readers and
     writers that are at work longer than that lose files under their hands: with 0, none may be.
     What a run that did not end has put aside for a former target of this name goes, too; in a

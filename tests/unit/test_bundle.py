@@ -319,11 +319,18 @@ def test_the_command_line_of_databricks_accepts_it(
         for name, value in os.environ.items()
         if not name.startswith(("DATABRICKS_", "BUNDLE_VAR_"))
     }
-    own = {"HOST": workspace, "TOKEN": "none", "AUTH_TYPE": "pat", "CONFIG_FILE": os.devnull}
+    # The command line has made a profile its default; what the docs export is to hide it.
+    default = "[other]\nhost = http://127.0.0.1:1\n[__settings__]\ndefault_profile = other\n"
+    (tmp_path / ".databrickscfg").write_text(default)
+    docs = (ROOT / "docs/databricks.md").read_text("utf-8")
+    [hidden] = re.findall("^export DATABRICKS_CONFIG_FILE=(.*)$", docs, re.MULTILINE)
+    own = {"HOST": workspace, "TOKEN": "none", "AUTH_TYPE": "pat", "CONFIG_FILE": hidden}
     done = subprocess.run(
         [databricks, "bundle", "validate", "--strict", "--target", target],
         cwd=tmp_path,
-        env=inherited | {f"DATABRICKS_{name}": value for name, value in own.items()},
+        env=inherited
+        | {"HOME": str(tmp_path)}
+        | {f"DATABRICKS_{name}": value for name, value in own.items()},
         capture_output=True,
         text=True,
     )
