@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,17 +51,34 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
+def spark_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that all goes to which the JVM and its Python workers print."""
+    return tmp_path_factory.mktemp("spark") / "spark.log"
+
+
+@pytest.fixture
+def logged(spark: "SparkSession", spark_log: Path) -> Callable[[], str]:
+    """Return what Spark has logged since the test began."""
+    began = spark_log.stat().st_size
+
+    def since() -> str:
+        with spark_log.open("rb") as log:
+            log.seek(began)
+            return log.read().decode(errors="replace")
+
+    return since
+
+
+@pytest.fixture(scope="session")
+def spark(spark_log: Path) -> Iterator["SparkSession"]:
     """A local Spark, two tasks at once, where a text with `POISON` kills its worker.
 
     It has Delta where there is one for this Spark.
     """
     from lakescore.session import LAPTOP_SETTINGS, local_session
 
-    folder = tmp_path_factory.mktemp("spark")
-    warehouse = {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+    warehouse = {"spark.sql.warehouse.dir": str(spark_log.with_name("warehouse"))}
     settings = SMALL_JOBS | LASTING_JVM | warehouse
-    log_file = folder / "spark.log"
     os.environ["LAKESCORE_POISON"] = POISON  # workers have this process's environment
     if not HAS_DELTA:
         from pyspark.sql import SparkSession
@@ -74,7 +91,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkSession"]:
         session.stop()
         return
     with local_session(
-        "tests", master="local[2,4]", settings=settings, log_file=log_file
+        "tests", master="local[2,4]", settings=settings, log_file=spark_log
     ) as session:
         yield session
 

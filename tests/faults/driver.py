@@ -2,24 +2,24 @@
 
 It answers each with a line of JSON: the run's summary, or the kind and the message of its error.
 A line that holds the settings of several jobs runs them at once, each in a thread with a session
-of its own; they are answered together, with the table of each commit that met a conflict.
+of its own; they are answered together, with the table of each commit of rows that met a conflict.
 """
 
 import json
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from lakescore import JobConfig, LakescoreError, failpoints, rescore_table, retry_table, score_table
 from lakescore.purge import purge_target
 from lakescore.session import local_session
-from lakescore.tables import commits
+from lakescore.tables import writing
 from tests.jobs import FAULT_JOBS
 
 RUNS = {"score": score_table, "retry": retry_table, "rescore": rescore_table}
@@ -44,23 +44,26 @@ def _answer(spark: Any, *, command: str, settings: Any, unlocked: bool, failpoin
     failpoints.UNLOCKED_COMMITS = isinstance(settings, list)
     if not isinstance(settings, list):
         return _run(spark, command, settings)
-    conflicts: list[str] = []  # the tables where another writer came between
-    retried = commits.retried
+    conflicts: list[str] = []  # the tables where another writer came between a commit of rows
+    committed = writing.committed
 
-    def counted(table: str, action: Callable[[], None]) -> None:
-        def sleep(seconds: float) -> None:
-            conflicts.append(table)
-            time.sleep(seconds)
+    def counted(spark: Any, table: str, action: Callable[[], None]) -> None:
+        attempts = count()
 
-        retried(table, action, sleep=sleep)
+        def attempt() -> None:
+            if next(attempts):
+                conflicts.append(table)
+            action()
 
-    commits.retried = counted
+        committed(spark, table, attempt)
+
+    writing.committed = counted
     try:
         with ThreadPoolExecutor(len(settings)) as threads:
             jobs = [threads.submit(_run, spark.newSession(), command, job) for job in settings]
             answers = [job.result() for job in jobs]
     finally:
-        commits.retried = retried
+        writing.committed = committed
     return {"answers": answers, "conflicts": conflicts}
 
 

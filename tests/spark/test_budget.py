@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta]
-ROWS = 1_000  # or any multiple, for whoever has minutes
+ROWS = int(os.environ.get("LAKESCORE_BUDGET_ROWS", "1000"))  # a multiple of 1,000
 # What makes a row bad, and its code.
 BAD = {
     "null_text": "NULL",

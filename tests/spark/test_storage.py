@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from lakescore import BusyError, JobConfig, TableError
 from lakescore.purge import purge_target
+from lakescore.tables import lock
 from tests.jobs import ROWS, Run
 
 if TYPE_CHECKING:
@@ -105,20 +106,26 @@ def test_a_run_that_finds_another_one_at_work_does_nothing(
 
 @pytest.mark.usefixtures("begun")
 def test_a_commit_waits_for_that_of_another_process(
-    spark: "SparkSession", settings: dict[str, Any], run: Run
+    spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = settings["target"]["table"]
     add(spark, settings)
     done: list[int] = []
     job = threading.Thread(target=lambda: done.append(run(settings).rows_in))
+    waits = threading.Event()
+    locked = lock.locked
+
+    def told(path: str, *, wait: bool) -> AbstractContextManager[None]:
+        if (path, wait) == (target, True):
+            waits.set()
+        return locked(path, wait=wait)
+
+    monkeypatch.setattr(lock, "locked", told)
     with held(target):
         job.start()
-        checkpoint = Path(f"{target}_checkpoint")
-        stage = "*/stage-stream/*/_delta_log/*.json"
-        while job.is_alive() and not list(checkpoint.glob(stage)):
-            job.join(0.1)
-        job.join(3)  # long enough for a commit that would not wait
-        assert job.is_alive()
+        while job.is_alive() and not waits.wait(0.1):
+            pass
+        assert waits.is_set() and job.is_alive()
         assert keys(spark, target) == [row[0] for row in ROWS]
     job.join()
     assert done == [len(MORE)]
