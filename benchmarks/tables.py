@@ -249,6 +249,8 @@ def sampled(spark: "SparkSession") -> Iterator[list[dict[str, float]]]:
 def make_source(spark: "SparkSession", folder: Path, rows: int, *, feed: bool = False) -> str:
     """Make a table of `rows` texts of about 100 characters, with a change feed if wanted."""
     path = str(folder / f"source_{rows}_{feed}")
+    if Path(path).exists():  # that of the run which warms the JVM
+        return path
     text = "concat('Message ', id, ' of ', sha2(string(id), 256), ' was late again')"
     frame = spark.range(0, rows, 1, -(-rows // ROWS_PER_FILE)).selectExpr("id", f"{text} AS text")
     writer = frame.write.format("delta")

@@ -9,6 +9,7 @@ A checkpoint is laid out so; each target in it has a folder named by the first l
     <target>/todo/<run>/stage/<batch>    what it has scored and not committed yet
 """
 
+import posixpath
 import re
 
 from lakescore.config import JobConfig
@@ -77,7 +78,7 @@ def _is_inside(folder: str, table: str) -> bool:
     """Tell a folder that is in a table's."""
     if not names.is_path(table):
         return False
-    return f"{_spelled(folder)}/".startswith(f"{_spelled(table)}/")
+    return f"{_spelled(folder)}/".startswith(_spelled(table).rstrip("/") + "/")
 
 
 def _is_same(one: str, other: str) -> bool:
@@ -89,7 +90,9 @@ def _is_same(one: str, other: str) -> bool:
 
 def _spelled(path: str) -> str:
     """Return what is the same for all spellings of a path: of file:/a and dbfs:/a it is /a."""
-    return re.sub(r"^(file|dbfs):/+", "/", names.absolute(path))
+    bare = re.sub(r"^(file|dbfs):/+", "/", names.absolute(path))
+    scheme = found[0] if (found := re.match(r"\w+:/", bare)) else ""
+    return scheme + posixpath.normpath(bare[len(scheme) :])
 
 
 def folder_in(checkpoint: str, target: names.Details) -> str:

@@ -125,7 +125,9 @@ def test_a_commit_waits_for_that_of_another_process(
         job.start()
         while job.is_alive() and not waits.wait(0.1):
             pass
-        assert waits.is_set() and job.is_alive()
+        assert waits.is_set()
+        job.join(3)  # long enough for a commit that would not wait
+        assert job.is_alive()
         assert keys(spark, target) == [row[0] for row in ROWS]
     job.join()
     assert done == [len(MORE)]

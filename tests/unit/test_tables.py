@@ -91,6 +91,8 @@ def test_tables_that_belong_to_another_stand_beside_it() -> None:
         ("s3://bucket/scored", "s3://bucket/scored/checkpoint"),
         ("/Volumes/a/scored", "dbfs:/Volumes/a/scored/checkpoint"),
         ("file:/a/scored", "/a/scored/checkpoint"),
+        ("/a/scored", "file:/a//scored/checkpoint"),
+        ("s3://bucket/scored", "s3://bucket/x/../scored/checkpoint"),
     ],
 )
 def test_a_checkpoint_where_vacuum_of_the_target_removes_it_is_refused(
@@ -236,7 +238,8 @@ def test_a_file_of_the_source_that_may_not_be_read_is_none_of_the_checkpoints() 
     error = unreadable(RuntimeError("/in/t/part-0.parquet (Permission denied)"), source)
     assert str(error).startswith("in/t: a file of it cannot be read (RuntimeError: ")
     said = 'Permission denied: user=me, access=READ, inode="/in/t/part-0.parquet":you:group:-rw'
-    assert unreadable(RuntimeError(said), replace(source, location="hdfs://nn:8020/in/t"))
+    for host in ("nn:8020", "ns"):
+        assert unreadable(RuntimeError(said), replace(source, location=f"hdfs://{host}/in/t"))
     assert unreadable(RuntimeError("/checkpoint/offsets/0 (Permission denied)"), source) is None
     assert unreadable(RuntimeError("/in/t/part-0.parquet"), source) is None
 
@@ -289,6 +292,8 @@ def test_why_a_source_cannot_be_read_on_is_said_with_what_to_do(
         ("file:///out/t/part-0", "file:/out/src", "main.t: files of it went while it was read"),
         ("file:/my%20out/src/part-0", "file:/my out/src", "src: files that the last run had not"),
         ("s3a://out/src/part-0", "s3://out/src", "src: files that the last run had not read"),
+        ("hdfs://nn:8020/out/src/part-0", "hdfs://nn:8020/out/src", "src: files that the last run"),
+        ("/out/src/part-0", "hdfs://ns/out/src", "src: files that the last run had not read"),
         (
             "abfss:REDACTED_LOCAL_PART@a.dfs.core.windows.net/src/part-0",
             "abfss://out@a.dfs.core.windows.net/src",

@@ -62,8 +62,8 @@ def check_others(others: Sequence[Writer], job: Writer, target: str) -> None:
                 f"{target}: rows of {other.source} are in it by source.key "
                 f"({', '.join(other.key)}), those of {job.source} would be by "
                 f"({', '.join(job.key)}); name another target.table, or the same key in both, or, "
-                f"if {other.source} is gone for good and its rows are to go with the next "
-                f"snapshot, {writers.forgetting(target, other)}"
+                f"if {other.source} is gone for good, delete its rows from the target, and then "
+                f"{writers.forgetting(target, other)}"
             )
 
 

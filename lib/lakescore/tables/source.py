@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from lakescore.errors import (
     BusyError,
@@ -181,10 +181,10 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
 def _names(said: str, location: str) -> bool:
     """Tell whether an error names a file of a folder, by any scheme, and in any signs."""
     folder, hidden = re.sub(r"^\w+:/*", "/", location).rstrip("/"), "REDACTED_LOCAL_PART@"
-    if location.startswith("hdfs:"):  # whose errors name neither the scheme nor the host
-        folder = re.sub(r"^/[^/]*:\d+/", "/", folder)
     if hidden in said:  # Databricks' word for an account's container
         folder = re.sub("^/[^/]*@", hidden, folder)
+    if location.startswith("hdfs:") and folder not in said:  # which may leave out the host
+        folder = urlsplit(location).path.rstrip("/")
     return bool(folder) and any(
         re.search(rf"(^|[\s:\"])/*{re.escape(sign(folder))}/", sign(said))
         for sign in (str, unquote)
