@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lakescore import metrics, tracking
 from lakescore.config import Write
@@ -18,21 +18,10 @@ from lakescore.tables import commits, names, remove, source, stage, writing
 from lakescore.tables.changes import CHANGE, DELETE, DOUBLE, HASH, INSERT, REFRESH, TEXT
 from lakescore.tables.constraints import check_constraints
 from lakescore.tables.names import quoted
+from lakescore.tables.stream import Expected
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row, SparkSession
-
-
-class Expected(NamedTuple):
-    """How many rows a run has before it, if that is known.
-
-    Attributes:
-        ahead: those from this micro-batch on.
-        read: those that a stream has read of its source before; the target's history keeps it.
-    """
-
-    ahead: int
-    read: int | None = None
 
 
 class MicroBatches:
@@ -192,7 +181,7 @@ class MicroBatches:
         if counts.rows != counts.scored + sum(counts.failed.values()):
             raise AssertionError(f"{counts}: rows that neither have scores nor a known error")
 
-        self._check_keys(staged, groups)
+        self._check_keys(staged, groups, rows_of)
         ends = {
             name: [row[f"{kind} {name}"] for row in groups for kind in ("least", "greatest")]
             for name in ranged
@@ -250,22 +239,23 @@ class MicroBatches:
     def _sums(self) -> list["Column"]:
         return metrics.sums([each.task for each in self.job.plan.tasks])
 
-    def _check_keys(self, staged: "DataFrame", groups: list["Row"]) -> None:
+    def _check_keys(
+        self, staged: "DataFrame", groups: list["Row"], rows_of: Mapping[str, int]
+    ) -> None:
         """Check that every key is there, and once.
 
         Raises:
             RefusedRowsError: it is not.
         """
         job = self.job
-        rows = {row[CHANGE]: int(row[metrics.ROWS]) for row in groups}
         source.refuse_null_keys(
             job.source.table,
             job.key,
             # A row that is gone may have had none: the target never had it.
             sum(int(row["null keys"]) for row in groups if row[CHANGE] != DELETE),
         )
-        source.refuse_double_keys(job.source.table, job.key, rows.get(DOUBLE, 0))
-        if job.config.source.changes == "append" and rows.get(INSERT, 0):
+        source.refuse_double_keys(job.source.table, job.key, rows_of.get(DOUBLE, 0))
+        if job.config.source.changes == "append" and rows_of.get(INSERT, 0):
             source.check_keys(staged, job.source.table, job.key)
 
     def _check_budget(self, counts: Totals) -> None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lakescore import tracking
-from lakescore.config import JobConfig
+from lakescore.config import JobConfig, TasksConfig
 from lakescore.errors import ConfigError
 from lakescore.failpoints import reached
 from lakescore.frame import RUN_COLUMNS, carried_columns, score_with
-from lakescore.places import TODO, checkpoint_of, folder_in, job_tables
+from lakescore.places import RUNS, checkpoint_of, folder_in, job_tables
 from lakescore.plan import Plan, make_plan
 from lakescore.tables import (
     HASH,
@@ -157,23 +157,12 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
         at_target = names.describe(spark, to)
         target.warn_of_statistics(to, there, at_target.properties, text=config.source.text)
         folder = folder_in(checkpoint, at_target)
-        outdated = [
-            name
-            for name in type(config.tasks).model_fields
-            if name in there and name not in schema.names
-        ]
-        if outdated:
-            logger.warning(
-                "%s: has scores of a task that the job has not (%s): this run sets them to null "
-                "in the rows that it scores; let one job do all tasks of a target",
-                to,
-                ", ".join(outdated),
-            )
+        outdated = _outdated_tasks(to, there, schema)
         # retry and rescore take the text from the target: it has to stay
         if makes_target and config.source.text in there and config.source.text not in schema.names:
             outdated.append(config.source.text)
         if is_alone:
-            remove(spark, f"{folder}/{TODO}")  # of runs that were killed
+            remove(spark, f"{folder}/{RUNS}")  # of runs that were killed
         yield Job(
             config=config,
             source=found,
@@ -187,6 +176,21 @@ def opened(spark: "SparkSession", config: JobConfig, *, makes_target: bool = Tru
             carried=tuple(carried),
             schema=schema,
         )
+
+
+def _outdated_tasks(target: str, columns: list[str], schema: "StructType") -> list[str]:
+    """Return a target's columns of tasks that the job has not, and say what becomes of them."""
+    found = [
+        name for name in TasksConfig.model_fields if name in columns and name not in schema.names
+    ]
+    if found:
+        logger.warning(
+            "%s: has scores of a task that the job has not (%s): this run sets them to null in the "
+            "rows that it scores; let one job do all tasks of a target",
+            target,
+            ", ".join(found),
+        )
+    return found
 
 
 def _constraints(plan: Plan) -> dict[str, str]:

@@ -17,7 +17,7 @@ from lakescore.errors import ConfigError, TableError
 from lakescore.tables import names
 
 STREAM_STAGES = "stage-stream"
-TODO = "todo"
+RUNS = "todo"
 
 
 def job_tables(config: JobConfig) -> tuple[str, str]:
@@ -100,6 +100,6 @@ def folder_in(checkpoint: str, target: names.Details) -> str:
     return f"{checkpoint}/{target.id[:8]}"
 
 
-def todo_of(run_id: str) -> str:
+def folder_of_run(run_id: str) -> str:
     """Return the folder, in that of a target, of what a run has to score and has scored."""
-    return f"{TODO}/{run_id}"
+    return f"{RUNS}/{run_id}"

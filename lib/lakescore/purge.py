@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.config import JobConfig
 from lakescore.errors import ConfigError, TableError
-from lakescore.places import STREAM_STAGES, TODO, checkpoint_of, folder_in, job_tables
+from lakescore.places import RUNS, STREAM_STAGES, checkpoint_of, folder_in, job_tables
 from lakescore.tables import check_seen, describe, folders_in, identifier, is_folder, remove
 from lakescore.tables.commits import committed, with_settings
 from lakescore.tables.lock import alone
@@ -62,7 +62,7 @@ def purge_target(spark: "SparkSession", config: JobConfig, *, retain_hours: floa
                 "no more; then purge again"
             )
         for other in folders_in(spark, checkpoint):
-            for left in (f"{other}/{STREAM_STAGES}", *folders_in(spark, f"{other}/{TODO}")):
+            for left in (f"{other}/{STREAM_STAGES}", *folders_in(spark, f"{other}/{RUNS}")):
                 if not is_folder(spark, left):
                     continue
                 if other == folder or not is_shared:  # whose run begins it anew

@@ -14,12 +14,9 @@ from lakescore.errors import LakescoreError, TableError
 from lakescore.failpoints import reached
 from lakescore.microbatch import MicroBatches
 from lakescore.opening import Job
-from lakescore.places import todo_of
+from lakescore.places import folder_of_run
 from lakescore.progress import Progress
-from lakescore.tables import (
-    bill,
-    stream,
-)
+from lakescore.tables import bill, stream
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -97,7 +94,7 @@ def recorded(
             now=now,
             how=how or job.config.write,
             budget=None if command == "retry" else job.config.limits.max_error_fraction,
-            stages=f"{job.checkpoint}/{stages or f'{todo_of(run.id)}/stage'}",
+            stages=f"{job.checkpoint}/{stages or f'{folder_of_run(run.id)}/stage'}",
             rows_done=rows_done,
         )
         recorder = Recorder(batches, run, progress, rows_done)

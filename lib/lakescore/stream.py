@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.errors import TableError
 from lakescore.failpoints import reached
-from lakescore.microbatch import Expected
 from lakescore.opening import Job
 from lakescore.run import Recorder
 from lakescore.tables import changes, commits, load, position, stream, writers, writing
@@ -144,7 +143,7 @@ def _register(
 
 def _expected(
     spark: "SparkSession", job: Job, at: position.Position, number: int
-) -> Expected | None:
+) -> stream.Expected | None:
     """Count the rows from a micro-batch on; of a change feed at its beginning alone."""
     is_feed = job.config.source.changes == "cdf"
     if is_feed and (number > 0 or at.starting_version is not None):
@@ -156,10 +155,7 @@ def _expected(
         starting_version=at.starting_version,
         version=job.source.version,
     )
-    if known is None:
-        return None
-    read, ahead = known
-    return Expected(ahead, None if is_feed else read)
+    return known._replace(read=None) if known is not None and is_feed else known
 
 
 def _added(rows: "DataFrame", job: Job) -> "DataFrame":

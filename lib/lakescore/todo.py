@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lakescore.failpoints import reached
-from lakescore.microbatch import Expected
-from lakescore.places import todo_of
+from lakescore.places import folder_of_run
 from lakescore.tables import describe, kept, load, quoted, remove, save_aside
 from lakescore.tables.changes import CHANGE, DELETE, REFRESH, STEP
 from lakescore.tables.commits import app_of
+from lakescore.tables.stream import Expected
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -57,7 +57,7 @@ def score_steps(
     """Score rows that are known beforehand, each step of them one commit."""
     from pyspark.sql import functions as F
 
-    folder = f"{job.checkpoint}/{todo_of(recorder.run.id)}"
+    folder = f"{job.checkpoint}/{folder_of_run(recorder.run.id)}"
     todo = Todo(rows, folder)
     with kept(spark, f"{folder}/{_ROWS}"):
         is_scored = ~F.col(CHANGE).isin(DELETE, REFRESH)

@@ -7,13 +7,7 @@ from functools import reduce
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from lakescore.errors import (
-    BusyError,
-    LakescoreError,
-    RefusedRowsError,
-    TableError,
-    root_cause,
-)
+from lakescore.errors import BusyError, LakescoreError, RefusedRowsError, TableError, root_cause
 from lakescore.tables.changes import CHANGE
 from lakescore.tables.names import describe, identifier, quoted, version
 

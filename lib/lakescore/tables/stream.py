@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lakescore.tables.folders import lines
 from lakescore.tables.names import absolute, identifier, is_path, load
@@ -106,6 +106,18 @@ def offset_of(spark: "SparkSession", stream: str, number: int) -> Offset | None:
     return Offset.of(json.loads(found[-1]))
 
 
+class Expected(NamedTuple):
+    """How many rows a run has before it, if that is known.
+
+    Attributes:
+        ahead: those from this micro-batch on.
+        read: those that a stream has read of its source before; the target's history keeps it.
+    """
+
+    ahead: int
+    read: int | None = None
+
+
 def rows_expected(
     spark: "SparkSession",
     source: str,
@@ -113,7 +125,7 @@ def rows_expected(
     *,
     starting_version: int | None,
     version: int,
-) -> tuple[int, int] | None:
+) -> Expected | None:
     """Count what an append stream has read, and what it has before it; None if that is unknown.
 
     `last` is what it committed last, None if that is not known; `version` is the source's as the
@@ -129,7 +141,8 @@ def rows_expected(
                 read = load(spark, source, version=starting_version - 1).count()
         if read is None:
             return None
-        return read, max(load(spark, source, version=version).count() - read, 0)
+        ahead = load(spark, source, version=version).count() - read
+        return Expected(max(ahead, 0), read)
     except Exception:  # of any kind, as where a file of that version is gone: it stops no run
         return None
 
