@@ -51,6 +51,7 @@ DEV = [
     "jsonschema>=4.20",
     "mypy>=1.13",
     "packaging>=23",
+    "psutil>=6",
     "pytest>=8",
     "pytest-xdist>=3.7",
     "ruff>=0.8",

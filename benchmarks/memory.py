@@ -4,7 +4,7 @@
 
 The driver's figure is its Python process (resident) plus what its JVM's heap holds after a
 collection: a JVM takes what it is allowed, so its resident size says nothing. The worker's is the
-largest resident size of any Python worker. Linux only (it reads /proc).
+largest resident size of any Python worker.
 """
 
 import argparse
@@ -12,10 +12,12 @@ import gc
 import os
 import tempfile
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from corpus import ENTITIES, SENTIMENT, load_texts, print_json, print_table
 
 if TYPE_CHECKING:
@@ -96,41 +98,26 @@ def memory(spark: "SparkSession") -> dict[str, float]:
     runtime: Any = spark.sparkContext._jvm.java.lang.Runtime.getRuntime()
     runtime.gc()
     heap = (runtime.totalMemory() - runtime.freeMemory()) / MIB
-    driver = resident_mib("self")
+    driver = resident_mib(os.getpid())
     return {"driver": driver + heap, "heap": heap, "worker": max(map(resident_mib, workers()))}
 
 
-def workers() -> list[str]:
+def workers() -> list[int]:
     """Return the process ids of this program's Python workers, and of the daemon they come from."""
     found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        process = command.parent.name
-        try:
-            if b"pyspark.daemon" in command.read_bytes() and is_ours(process):
-                found.append(process)
-        except OSError:
-            continue  # it has ended meanwhile
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if "pyspark.daemon" in process.cmdline():
+                found.append(process.pid)
     return found
 
 
-def is_ours(process: str) -> bool:
-    """Tell whether a process comes from this one."""
-    while process not in ("0", str(os.getpid())):
-        status = Path(f"/proc/{process}/status").read_text()
-        process = next(line.split()[1] for line in status.splitlines() if "PPid:" in line)
-    return process != "0"
-
-
-def resident_mib(process: str) -> float:
+def resident_mib(process: int) -> float:
     """Return a process's resident memory in MiB; 0 if it has ended."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
+        return float(psutil.Process(process).memory_info().rss) / MIB
+    except psutil.NoSuchProcess:
         return 0.0
-    return next(
-        (int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")),
-        0.0,
-    )
 
 
 if __name__ == "__main__":

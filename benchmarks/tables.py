@@ -225,11 +225,11 @@ def sampled(spark: "SparkSession") -> Iterator[list[dict[str, float]]]:
     """Read the driver's memory every few seconds and at the end, while something runs."""
     readings: list[dict[str, float]] = []
     is_done = threading.Event()
-    process = str(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid())
+    process = int(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid())
 
     def read() -> None:
         # First: to read the heap is to have it collected.
-        resident = resident_mib("self") + resident_mib(process)
+        resident = resident_mib(os.getpid()) + resident_mib(process)
         readings.append(memory(spark) | {"resident": resident})
 
     def sample() -> None:

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from lakescore import JobConfig, RunSummary, score
 from lakescore.tables import load, version
 from tests.faults.driver import RUNS
@@ -312,12 +314,10 @@ class Driver:
 
 def ancestor(process: int, sign: str) -> int:
     """Return the nearest process above one whose command line holds `sign`."""
-    while process > 1:
-        folder = Path(f"/proc/{process}")
-        if sign.encode() in (folder / "cmdline").read_bytes():
-            return process
-        process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    raise ProcessLookupError(f"no process above holds {sign}")
+    for above in psutil.Process(process).parents():
+        if sign in " ".join(above.cmdline()):
+            return int(above.pid)
+    raise AssertionError(f"no process above {process} has {sign} on its command line")
 
 
 def said(held: bool, otherwise: str) -> bool:

@@ -287,6 +287,17 @@ def test_what_other_writers_note_is_no_note(metadata: str | None) -> None:
     assert note_of(metadata) == {}
 
 
+def test_a_relative_path_is_refused_on_databricks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the bundle makes one of a slash in a target's name: catalog.schema. stands before it.
+    table = "main.lakescore.reviews/scored"
+    assert identifier(table) == f"delta.`{os.path.abspath(table)}`"
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "18.0")
+    with pytest.raises(TableError, match=rf"^{table}: is a path, .* without a slash"):
+        identifier(table)
+    assert identifier("/Volumes/a/b") == "delta.`/Volumes/a/b`"
+    assert identifier("s3://bucket/a") == "delta.`s3://bucket/a`"
+
+
 def test_folders_of_a_volume_are_seen_as_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -84,8 +84,19 @@ def place(table: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """Return a path that holds in any working folder: SQL takes no other, and a JVM has its own."""
-    return path.rstrip("/") if ":/" in path else os.path.abspath(path)
+    """Return a path that holds in any working folder: SQL takes no other, and a JVM has its own.
+
+    Raises:
+        TableError: it is relative, on Databricks, whose working folder is no place for tables.
+    """
+    if ":/" in path:
+        return path.rstrip("/")
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ and not path.startswith("/"):
+        raise TableError(
+            f"{path}: is a path, since it holds a slash, and a relative one; on Databricks write "
+            "the name of a table without a slash, or an absolute path such as /Volumes/…"
+        )
+    return os.path.abspath(path)
 
 
 def _parts(name: str) -> list[str]:
