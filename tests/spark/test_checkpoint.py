@@ -1,5 +1,6 @@
 """Checkpoints, targets and sources that are not as a run left them: no row is lost."""
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,14 @@ def test_a_checkpoint_that_is_lost_older_or_damaged_is_an_error_and_a_snapshot_m
     shutil.copytree(old, checkpoint)
     with pytest.raises(TableError, match=f"is older than .*target, which has .*{ONE_SNAPSHOT}"):
         run(settings)
-    for name, damage in (("commits/1", ""), ("offsets/1", ""), ("metadata", "garbage")):
+    damages = (("commits/1", ""), ("offsets/1", ""), ("metadata", "garbage"))
+    for (name, damage), with_sum in itertools.product(damages, (False, True)):
         shutil.rmtree(checkpoint)
         shutil.copytree(latest, checkpoint)
         [file] = checkpoint.glob(f"*/stream-*/{name}")
-        file.with_name(f".{file.name}.crc").unlink()
-        file.write_text(damage)
+        if not with_sum:
+            file.with_name(f".{file.name}.crc").unlink()
+        file.write_text(damage or "garbage" * with_sum)
         with pytest.raises(TableError, match=f"{name}: is not as Spark wrote it.*{ONE_SNAPSHOT}"):
             run(settings)
     assert content(spark, target) == before

@@ -9,6 +9,7 @@ import pytest
 from lakescore import (
     BusyError,
     JobConfig,
+    TableError,
     microbatch,
     retry_table,
     todo,
@@ -55,6 +56,29 @@ def test_targets_that_share_a_checkpoint_leave_what_the_other_has_staged_and_is_
     for each in (mine, other):
         assert run(each).rows_in == 1
         assert content(spark, each["target"]["table"]) == content(spark, source)
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize("with_sum", [False, True])
+def test_a_stage_of_which_files_are_damaged_is_scored_anew(
+    spark: "SparkSession",
+    settings: dict[str, Any],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    with_sum: bool,
+) -> None:
+    source, target = settings["source"]["table"], settings["target"]["table"]
+    add(spark, source, [(100, "new")])
+    stopped_at(monkeypatch, "batch_staged", run, settings)
+    checkpoint = Path(f"{target}_checkpoint")
+    for file in checkpoint.glob("*/stage-stream/*/??/*.parquet"):
+        if not with_sum:
+            file.with_name(f".{file.name}.crc").unlink()
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TableError, match=r"put aside there cannot be read, .* run the job again"):
+        run(settings)
+    assert run(settings).rows_in == 1
+    assert content(spark, target) == content(spark, source)
 
 
 @pytest.mark.usefixtures("begun")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.distribute import is_connect
 from lakescore.errors import TableError, root_cause
+from lakescore.tables.names import UNREADABLE
+from lakescore.tables.source import DENIED, damaged
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -47,7 +49,11 @@ def check_seen(spark: "SparkSession", folder: str) -> None:
 
 
 def lines(spark: "SparkSession", path: str) -> list[str] | None:
-    """Read a file of text, or a folder's; None where there is none."""
+    """Read a file of a checkpoint, or a folder's; None where there is none.
+
+    Raises:
+        TableError: its sum, which Hadoop keeps beside it, is another.
+    """
     from pyspark.errors import AnalysisException
 
     # Spark takes a path for a pattern; a folder may have brackets in its name.
@@ -56,6 +62,11 @@ def lines(spark: "SparkSession", path: str) -> list[str] | None:
         return [row[0] for row in spark.read.text(exact).collect()]
     except AnalysisException:
         return None
+    except Exception as error:  # Java's own
+        said = str(error)
+        if not any(sign in said for sign in UNREADABLE) or any(sign in said for sign in DENIED):
+            raise
+        raise damaged(path) from error
 
 
 def is_folder(spark: "SparkSession", folder: str) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Databricks' own: a folder has files, as a write that was killed leaves them, and no log.
 NO_LOG = "DELTA_MISSING_TRANSACTION_LOG"
+# What Spark says of a file that is there and cannot be read.
+UNREADABLE = ("FAILED_READ_FILE", "Encountered error while reading file")
 # What Spark and Delta say of a table that is not there; all else is about one that is.
 _MISSING = frozenset(
     {

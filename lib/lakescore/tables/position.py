@@ -10,7 +10,7 @@ from lakescore.errors import BusyError, TableError
 from lakescore.tables import writers
 from lakescore.tables.folders import folders_in, lines, remove
 from lakescore.tables.names import version as latest
-from lakescore.tables.source import RECOVER, Source
+from lakescore.tables.source import RECOVER, Source, damaged
 from lakescore.tables.stream import Offset
 from lakescore.tables.writers import Trace, Writer, recorded, trace
 
@@ -173,11 +173,7 @@ def _offset(said: Sequence[str], file: str) -> Offset:
     try:
         return Offset.of(json.loads(said[-1]))
     except (ValueError, LookupError, TypeError) as error:
-        raise _damaged(file) from error
-
-
-def _damaged(file: str) -> TableError:
-    return TableError(f"{file}: is not as Spark wrote it; restore target.checkpoint, or {RECOVER}")
+        raise damaged(file) from error
 
 
 def _check_read(spark: "SparkSession", version: int, source: Source) -> None:
@@ -206,4 +202,4 @@ def query_id(spark: "SparkSession", folder: str) -> str | None:
     try:
         return str(json.loads(found[0])["id"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(f"{folder}/metadata") from error
+        raise damaged(f"{folder}/metadata") from error

@@ -120,6 +120,14 @@ def unreadable(error: Exception, source: Source) -> TableError | None:
     return None
 
 
+def damaged(file: str) -> TableError:
+    """Say that a file of a checkpoint is not what it was."""
+    return TableError(
+        f"{file}: is not as Spark wrote it, as after a loss of power; restore target.checkpoint, "
+        f"or {RECOVER}"
+    )
+
+
 def read_error(said: str, at: Source, target: str, location: str) -> LakescoreError | None:
     """Say why a source cannot be read on, in words that quote no row; None if it is not that.
 
@@ -148,11 +156,8 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
             f"run, or one was added while this run was at work; run again, and if that says the "
             f"same, {RECOVER}"
         )
-    if damaged := re.search(r"Failed to read log file (.+?)\. ", said):
-        return TableError(
-            f"{damaged[1]}: is not as Spark wrote it, as after a loss of power; restore "
-            f"target.checkpoint, or {RECOVER}"
-        )
+    if read := re.search(r"Failed to read log file (.+?)\. ", said):
+        return damaged(read[1])
     is_file = any(sign in said for sign in _NO_FILE)
     is_source = is_file and _names(said, at.location)
     if is_file and _names(said, location) and not is_source:

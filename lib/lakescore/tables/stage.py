@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
 from lakescore.tables.folders import remove
-from lakescore.tables.names import NO_LOG, absolute, condition, exists, history
+from lakescore.tables.names import NO_LOG, UNREADABLE, absolute, condition, exists, history
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -93,19 +93,27 @@ def save_aside(rows: "DataFrame", folder: str, *by: str, **options: str) -> None
 
 @contextmanager
 def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
-    """Say of rows put aside in a folder that they went while they were read, if they did.
+    """Say of rows put aside in a folder that they went, or cannot be read, if that is so.
 
     Raises:
-        BusyError: they did, by another run of the same job.
+        BusyError: they went while they were read, by another run of the same job.
+        TableError: a file of theirs is damaged; they are removed.
     """
     try:
         yield
     except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
         said = str(error)
-        is_named = absolute(folder) in said and any(sign in said for sign in _GONE)
-        if not is_named and exists(spark, folder):
+        is_named = absolute(folder) in said
+        is_gone = is_named and any(sign in said for sign in _GONE)
+        is_damaged = is_named and any(sign in said for sign in UNREADABLE)
+        if not is_gone and not is_damaged and exists(spark, folder):
             raise
         remove(spark, folder)  # what is left of it is of no use
+        if is_damaged and not is_gone:
+            raise TableError(
+                f"{folder}: a file of what was put aside there cannot be read, as after a loss of "
+                "power; run the job again, which makes it anew"
+            ) from error
         raise _overtaken(folder) from error
 
 
