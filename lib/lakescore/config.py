@@ -245,7 +245,7 @@ class JobConfig(Strict):
             fitting = " or ".join(WRITES[changes])
             raise ValueError(
                 f"'target.write' is {write}, and a source of source.changes {changes} is written "
-                f"by {fitting}; leave target.write out, which takes what fits, or change one"
+                f"by {fitting}; change one of the two, or leave out target.write"
             )
         return self
 

@@ -317,7 +317,7 @@ def ancestor(process: int, sign: str) -> int:
     for above in psutil.Process(process).parents():
         if sign in " ".join(above.cmdline()):
             return int(above.pid)
-    raise AssertionError(f"no process above {process} has {sign} on its command line")
+    raise psutil.NoSuchProcess(process, msg=f"none above it has {sign} on its command line")
 
 
 def said(held: bool, otherwise: str) -> bool:

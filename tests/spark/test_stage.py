@@ -75,7 +75,7 @@ def test_a_stage_of_which_files_are_damaged_is_scored_anew(
         if not with_sum:
             file.with_name(f".{file.name}.crc").unlink()
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(TableError, match=r"put aside there cannot be read, .* run the job again"):
+    with pytest.raises(TableError, match=r"put aside there is damaged, .* run the job again"):
         run(settings)
     assert run(settings).rows_in == 1
     assert content(spark, target) == content(spark, source)

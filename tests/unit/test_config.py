@@ -64,7 +64,7 @@ def test_a_file_with_overrides_becomes_settings(tmp_path: Path) -> None:
         (
             ENTITIES | {"source": {"changes": "append"}, "target": {"write": "merge"}},
             "'target.write' is merge, and a source of source.changes append is written by append; "
-            "leave target.write out, which takes what fits, or change one",
+            "change one of the two, or leave out target.write",
         ),
     ],
 )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakescore.distribute import is_connect
 from lakescore.errors import TableError, root_cause
-from lakescore.tables.names import UNREADABLE
-from lakescore.tables.source import DENIED, damaged
+from lakescore.tables.source import WRONG_SUM, damaged
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -52,7 +51,7 @@ def lines(spark: "SparkSession", path: str) -> list[str] | None:
     """Read a file of a checkpoint, or a folder's; None where there is none.
 
     Raises:
-        TableError: its sum, which Hadoop keeps beside it, is another.
+        TableError: it is damaged, by the sum that Hadoop keeps beside it.
     """
     from pyspark.errors import AnalysisException
 
@@ -63,8 +62,7 @@ def lines(spark: "SparkSession", path: str) -> list[str] | None:
     except AnalysisException:
         return None
     except Exception as error:  # Java's own
-        said = str(error)
-        if not any(sign in said for sign in UNREADABLE) or any(sign in said for sign in DENIED):
+        if WRONG_SUM not in str(error):
             raise
         raise damaged(path) from error
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 # Databricks' own: a folder has files, as a write that was killed leaves them, and no log.
 NO_LOG = "DELTA_MISSING_TRANSACTION_LOG"
-# What Spark says of a file that is there and cannot be read.
-UNREADABLE = ("FAILED_READ_FILE", "Encountered error while reading file")
 # What Spark and Delta say of a table that is not there; all else is about one that is.
 _MISSING = frozenset(
     {
@@ -95,8 +93,8 @@ def absolute(path: str) -> str:
         return path.rstrip("/")
     if "DATABRICKS_RUNTIME_VERSION" in os.environ and not path.startswith("/"):
         raise TableError(
-            f"{path}: is a path, since it holds a slash, and a relative one; on Databricks write "
-            "the name of a table without a slash, or an absolute path such as /Volumes/…"
+            f"{path}: is a relative path; on Databricks write an absolute one, such as "
+            "/Volumes/…, or for a table its name in the catalog, which has no slash"
         )
     return os.path.abspath(path)
 

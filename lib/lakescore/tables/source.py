@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 DENIED = ("AccessDenied", "Permission denied")
+WRONG_SUM = "ChecksumException"  # of a file, by the sum that Hadoop keeps beside it
 # What Spark and Delta say of data files, change files and commits that are not there any more.
 _GONE = (
     "DELTA_CHANGE_DATA_FILE_NOT_FOUND",
@@ -112,7 +113,7 @@ def refuse_double_keys(table: str, key: Sequence[str], keys: int, rows: int | No
 def unreadable(error: Exception, source: Source) -> TableError | None:
     """Say that a file of a source may not be read; None if the error is another."""
     said = str(error)
-    if any(sign in said for sign in DENIED) and _names(said, source.location):
+    if any(sign in said for sign in DENIED) and names_file(said, source.location):
         return TableError(
             f"{source.table}: a file of it cannot be read ({root_cause(error)}); let this Spark "
             "read the table's folder, and run the job again"
@@ -159,8 +160,8 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
     if read := re.search(r"Failed to read log file (.+?)\. ", said):
         return damaged(read[1])
     is_file = any(sign in said for sign in _NO_FILE)
-    is_source = is_file and _names(said, at.location)
-    if is_file and _names(said, location) and not is_source:
+    is_source = is_file and names_file(said, at.location)
+    if is_file and names_file(said, location) and not is_source:
         return TableError(
             f"{target}: files of it went while it was read, by VACUUM with a retention that is "
             "shorter than a run, or by another's hand; run the job again"
@@ -177,7 +178,7 @@ def read_error(said: str, at: Source, target: str, location: str) -> LakescoreEr
     return None
 
 
-def _names(said: str, location: str) -> bool:
+def names_file(said: str, location: str) -> bool:
     """Tell whether an error names a file of a folder, by any scheme, and in any signs."""
     folder, hidden = re.sub(r"^\w+:/*", "/", location).rstrip("/"), "REDACTED_LOCAL_PART@"
     if hidden in said:  # Databricks' word for an account's container

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from lakescore.errors import BusyError, TableError
 from lakescore.tables.folders import remove
-from lakescore.tables.names import NO_LOG, UNREADABLE, absolute, condition, exists, history
+from lakescore.tables.names import NO_LOG, absolute, condition, exists, history
+from lakescore.tables.source import WRONG_SUM, names_file
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_DAMAGED = "DELTA_STATE_RECOVER_ERROR"
+# What is said of a table whose log, or whose rows, are not as they were written; all else may pass.
+_NO_LOG_LEFT = (WRONG_SUM, "DELTA_STATE_RECOVER_ERROR")
+_NO_ROWS_LEFT = (WRONG_SUM, "ParquetDecodingException", "is not a Parquet file")
 _GONE = ("FILE_NOT_EXIST", "FileNotFound", "PATH_NOT_FOUND")  # and its log not yet
 # What Delta says of a table that another run has just made.
 _THERE = ("DELTA_METADATA_CHANGED", "DELTA_PATH_EXISTS", "DELTA_PROTOCOL_CHANGED")
@@ -41,8 +44,8 @@ def find(spark: "SparkSession", folder: str) -> Manifest | None:
         row = history(spark, folder).where("version = 0").select("userMetadata").first()
         return None if row is None else Manifest(**json.loads(row[0]))
     except (TableError, TypeError, ValueError) as error:
-        is_damaged = not isinstance(error, TableError) or _DAMAGED in str(error)
-        if is_damaged:  # its log, as after a loss of power
+        said = str(error)
+        if not isinstance(error, TableError) or any(sign in said for sign in _NO_LOG_LEFT):
             remove(spark, folder)
         elif exists(spark, folder):
             raise
@@ -103,15 +106,15 @@ def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
         yield
     except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
         said = str(error)
-        is_named = absolute(folder) in said
+        is_named = absolute(folder) in said or names_file(said, absolute(folder))
         is_gone = is_named and any(sign in said for sign in _GONE)
-        is_damaged = is_named and any(sign in said for sign in UNREADABLE)
+        is_damaged = is_named and any(sign in said for sign in _NO_ROWS_LEFT)
         if not is_gone and not is_damaged and exists(spark, folder):
             raise
         remove(spark, folder)  # what is left of it is of no use
-        if is_damaged and not is_gone:
+        if is_damaged:
             raise TableError(
-                f"{folder}: a file of what was put aside there cannot be read, as after a loss of "
+                f"{folder}: a file of what was put aside there is damaged, as after a loss of "
                 "power; run the job again, which makes it anew"
             ) from error
         raise _overtaken(folder) from error
