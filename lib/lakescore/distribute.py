@@ -45,7 +45,7 @@ class Shipped:
         """
         folder = _OPENED.get(self.fingerprint)
         if folder is None:
-            folder = _worker_root() / self.fingerprint
+            folder = own_folder() / self.fingerprint
             if not self._is_whole(folder):
                 self._unpack(folder)
             _OPENED[self.fingerprint] = folder
@@ -143,8 +143,8 @@ def _pack(folder: Path, target: Any) -> None:
             archive.write(path, path.name)
 
 
-def _worker_root() -> Path:
-    """Return this user's own folder for snapshots on the host's local disk."""
+def own_folder() -> Path:
+    """Return this user's own folder on the host's local disk, where workers keep snapshots."""
     root = Path(tempfile.gettempdir()) / f"lakescore-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if os.stat(root).st_uid != os.getuid():

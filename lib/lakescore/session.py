@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lakescore.distribute import own_folder
 from lakescore.errors import SetupError
 from lakescore.java import find_java
+from lakescore.locks import locked
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -71,7 +73,9 @@ def local_session(
     for key, value in {**LAPTOP_SETTINGS, **DELTA_SETTINGS, **(settings or {})}.items():
         builder = builder.config(key, value)
     try:
-        with _output_to(log_file):
+        # Two processes that fetch the same jars at once disturb each other.
+        alone = locked(str(own_folder() / ".session.lock"), wait=True, is_file=True)
+        with alone, _output_to(log_file):
             spark = configure_spark_with_delta_pip(builder).getOrCreate()
         # Spark has put Delta's jars there, whose lists of files every look for a package reads:
         # MLflow alone looks so often that it takes a second, and a worker looks at each task.
