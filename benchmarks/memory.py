@@ -106,7 +106,7 @@ def workers() -> list[int]:
     """Return the process ids of this program's Python workers, and of the daemon they come from."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has ended meanwhile
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
             if "pyspark.daemon" in process.cmdline():
                 found.append(process.pid)
     return found
@@ -116,7 +116,7 @@ def resident_mib(process: int) -> float:
     """Return a process's resident memory in MiB; 0 if it has ended."""
     try:
         return float(psutil.Process(process).memory_info().rss) / MIB
-    except psutil.Error:
+    except psutil.NoSuchProcess:
         return 0.0
 
 

@@ -94,7 +94,7 @@ class Appended:
         return max(each[name] for each in self.during), self.during[-1][name]
 
     @property
-    def held(self) -> tuple[float, float] | None:
+    def driver_halves(self) -> tuple[float, float] | None:
         """The driver's memory in the two halves of the run, by medians; None of few readings."""
         read = [each["driver"] for each in self.during]
         middle = len(read) // 2
@@ -159,7 +159,7 @@ def show(appended: dict[int, Appended], merged: dict[int, Merged]) -> None:
             "micro_batch_rows_per_s": {rows: each.steady for rows, each in appended.items()},
             "halves_rows_per_s": {rows: each.halves for rows, each in appended.items()},
             "driver_mib": {rows: each.read("driver")[1] for rows, each in appended.items()},
-            "driver_halves_mib": {rows: each.held for rows, each in appended.items()},
+            "driver_halves_mib": {rows: each.driver_halves for rows, each in appended.items()},
             "driver_peak_mib": {rows: each.read("driver")[0] for rows, each in appended.items()},
             "driver_later_mib": {rows: each.after for rows, each in appended.items()},
             "resident_peak_mib": {
@@ -184,8 +184,8 @@ def verdicts(appended: dict[int, Appended]) -> list[str]:
     else:
         of = f"the last half at {halves[1] / halves[0]:.2f} of the first"
         lines.append(f"within {many:,} rows: {_judged(halves[1] < halves[0] * HELD)}, {of}")
-    if held := appended[many].held:
-        of = f"the last half at {held[1] / held[0]:.2f} of the first"
+    if driver := appended[many].driver_halves:
+        of = f"the last half at {driver[1] / driver[0]:.2f} of the first"
         lines.append(f"the driver's memory within {many:,} rows: {of}")
     for when, nth in (("peak", 0), ("memory at the end", 1)):
         grew = appended[many].read("driver")[nth] / appended[few].read("driver")[nth] - 1

@@ -93,7 +93,7 @@ def _goes_on(lab: Lab, driver: Driver, name: str, victim: Callable[[int], int], 
         driver.wait_until(lambda: len(driver.scored.lengths) >= begun)  # noqa: B023  # at once
         time.sleep(lab.rng.uniform(0, float(STUB_MS) / 1000 * ROWS_PER_FILE / 2))
         if at_work := driver.scored.at_work:
-            with suppress(ProcessLookupError, psutil.Error):  # it has ended meanwhile
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):  # it has ended meanwhile
                 os.kill(victim(lab.rng.choice(at_work)), signal.SIGKILL)
         answer = driver.answer()
         if trace in driver.log.read_bytes()[before:].decode(errors="replace"):

@@ -81,6 +81,19 @@ def test_a_stage_of_which_files_are_damaged_is_scored_anew(
     assert content(spark, target) == content(spark, source)
 
 
+def test_a_stage_is_kept_where_it_cannot_be_read_for_a_moment(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    folder = f"{tmp_path}/stage"
+    stage.save_aside(spark.range(1).toDF("id"), folder)
+    for reason, is_left in (("SocketTimeoutException", True), ("is not a Parquet file", False)):
+        said = f"Encountered error while reading file file:{folder}/part.parquet: {reason}"
+        expected = OSError if is_left else TableError
+        with pytest.raises(expected), stage.kept(spark, folder):
+            raise OSError(said)
+        assert Path(folder).exists() == is_left
+
+
 @pytest.mark.usefixtures("begun")
 def test_a_stage_of_which_files_are_gone_is_scored_anew(
     spark: "SparkSession", settings: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch

@@ -106,7 +106,8 @@ def kept(spark: "SparkSession", folder: str) -> Iterator[None]:
         yield
     except Exception as error:  # Spark's, Delta's, and Java's own, or lakescore's
         said = str(error)
-        is_named = absolute(folder) in said or names_file(said, absolute(folder))
+        where = absolute(folder)
+        is_named = where in said or names_file(said, where)  # as Spark or as Databricks spells it
         is_gone = is_named and any(sign in said for sign in _GONE)
         is_damaged = is_named and any(sign in said for sign in _NO_ROWS_LEFT)
         if not is_gone and not is_damaged and exists(spark, folder):
