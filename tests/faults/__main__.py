@@ -23,7 +23,7 @@ sys.path.insert(0, STUB)
 import sitecustomize  # noqa: E402, F401  # puts the stub in place of the models
 
 from lakescore.session import local_session  # noqa: E402
-from tests.faults import canary, cases  # noqa: E402
+from tests.faults import canary, cases, changing  # noqa: E402
 from tests.faults.lab import LOCAL, Lab, Record  # noqa: E402
 from tests.jobs import FAULT_JOBS  # noqa: E402
 from tests.tiny_models import tiny_model  # noqa: E402
@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[Case, Sequence[int], Sequence[int]]] = {
     "double_starts": (cases.double_starts, [1] * 20, [1]),
     "concurrent_commits": (cases.concurrent_commits, [100], [4]),
     "poison_rows": (cases.poison_rows, [1] * 3, [1]),
-    "cdf_steps": (cases.cdf_steps, [1, 4, 15, 30] * 10, [4]),
+    "cdf_steps": (changing.cdf_steps, [1, 4, 15, 30] * 10, [4]),
     "driver_kills": (cases.driver_kills, [1] * 50, [1]),
 }
 
